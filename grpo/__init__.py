@@ -1,0 +1,16 @@
+"""GRPO training of math-reasoning language models; `grpo/loop.py` is where to start reading."""
+
+import os
+import sys
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# Before torch loads OpenMP: its threads otherwise spin while they wait, which on cores that are shared with anything
+# else makes small models 10 to 30 times slower (12,000 against 340 to 890 tokens/s, two threads, busy machine).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Hydra looks for its plugins on sys.path; an installation puts them there, a bare checkout does not.
+_launchers = Path(__file__).resolve().parent.parent / "launchers"
+if (_launchers / "hydra_plugins").is_dir() and str(_launchers) not in sys.path:
+    sys.path.append(str(_launchers))

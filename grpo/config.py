@@ -1,0 +1,706 @@
+"""The schema of conf/: values live in conf/, types and rules live here.
+
+Every YAML option starts from one of these dataclasses (registered as `schema/...`), so a misspelt key or a wrong type
+fails while the config is composed. Rules that join fields stand in `__post_init__` and say value, rule and remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from grpo.types import Sampling
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def config_dataclass(cls: type[T]) -> type[T]:
+    """A frozen dataclass that OmegaConf can still merge a YAML into (it makes configs of frozen classes read-only)."""
+    frozen = dataclass(frozen=True)(cls)
+    cast(Any, frozen).__dataclass_params__.frozen = False
+    return frozen
+
+
+class DType(Enum):
+    """Floating-point formats for weights and arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class EngineName(Enum):
+    """Who samples."""
+
+    torch = "torch"
+    vllm = "vllm"
+
+
+class AdvantageName(Enum):
+    """`grpo.rl.advantages`: how rewards [P, G] become advantages [P, G]."""
+
+    none = "none"
+    group_mean = "group_mean"
+    group_mean_std = "group_mean_std"
+    leave_one_out = "leave_one_out"
+
+
+class ObjectiveName(Enum):
+    """`grpo.rl.objectives`: what one token costs."""
+
+    reinforce = "reinforce"
+    clipped_token = "clipped_token"
+    clipped_sequence = "clipped_sequence"
+    cispo = "cispo"
+
+
+class AggregationName(Enum):
+    """`grpo.rl.aggregation`: how tokens become one number."""
+
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+    constant_length = "constant_length"
+
+
+class KlEstimator(Enum):
+    """`grpo.rl.objectives`: estimators of the KL divergence to the reference model."""
+
+    none = "none"
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class LrSchedule(Enum):
+    """How the learning rate goes after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class DataSource(Enum):
+    """Where problems come from."""
+
+    jsonl = "jsonl"
+    arithmetic = "arithmetic"
+
+
+class RewardName(Enum):
+    """`grpo.reward.functions`."""
+
+    r1_zero = "r1_zero"
+    boxed = "boxed"
+    random = "random"
+    format_only = "format_only"
+
+
+class WandbMode(Enum):
+    """Where Weights & Biases keeps the run."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class ConsoleMode(Enum):
+    """auto is rich on a terminal, plain elsewhere."""
+
+    auto = "auto"
+    rich = "rich"
+    plain = "plain"
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+def _require_positive(prefix: str, **values: float | None) -> None:
+    for name, value in values.items():
+        _require(value is None or value > 0, f"{prefix}.{name}={value} is not positive; use a number above 0")
+
+
+def _near_multiples(value: int, of: int) -> str:
+    below, above = value // of * of, (value // of + 1) * of
+    return f"{below} or {above}" if below else f"{above}"
+
+
+@config_dataclass
+class BuildConfig:
+    """Shape of a Qwen2 model that is built with random weights instead of loaded.
+
+    Attributes:
+        vocab_size: rows of the embedding; null is the tokenizer's size, more leaves rows that no text uses.
+        max_position_embeddings: context length in tokens.
+    """
+
+    vocab_size: int | None = None
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = True
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"model.build.hidden_size={self.hidden_size} is not a multiple of model.build.num_attention_heads="
+            f"{self.num_attention_heads}; use {_near_multiples(self.hidden_size, self.num_attention_heads)}",
+        )
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"model.build.num_attention_heads={self.num_attention_heads} is not a multiple of "
+            f"model.build.num_key_value_heads={self.num_key_value_heads}; use a divisor of it",
+        )
+
+
+@config_dataclass
+class WarmStartConfig:
+    """Supervised training of a built model on generated demonstrations, before GRPO (`python -m grpo.warm_start`).
+
+    Attributes:
+        steps: optimiser steps; 0 keeps the random weights.
+        batch_size: demonstrations in a step.
+        learning_rate: peak, reached after a tenth of the steps, then falling linearly to a tenth of it.
+        format_error_rate: share of demonstrations whose tags are wrong.
+        arithmetic_error_rate: share of demonstrations whose arithmetic is wrong.
+        cache_dir: finished warm starts, by a hash of everything they depend on.
+    """
+
+    steps: int = 0
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    format_error_rate: float = 0.3
+    arithmetic_error_rate: float = 0.5
+    cache_dir: str = "outputs/.cache/warm_start"
+
+    def __post_init__(self) -> None:
+        for name in ("format_error_rate", "arithmetic_error_rate"):
+            rate = getattr(self, name)
+            _require(0 <= rate <= 1, f"model.warm_start.{name}={rate} is not a share; use a number from 0 to 1")
+        _require(self.steps >= 0, f"model.warm_start.steps={self.steps} is negative; use 0 for no warm start")
+        _require_positive("model.warm_start", batch_size=self.batch_size, learning_rate=self.learning_rate)
+
+
+@config_dataclass
+class ModelConfig:
+    """Names weights, tokenizer and the dtype of the master weights.
+
+    Attributes:
+        name: short, for tables and folders.
+        path: a folder or a Hub id; null builds the model from `build`. Only safetensors are read, and code that
+            comes with a model is never run.
+        revision: branch, tag or commit on the Hub; null is the default branch.
+        tokenizer: a folder or a Hub id; null is `path`, or the project's own small tokenizer for a built model.
+        master_dtype: of the weights the optimiser steps on. bfloat16 halves memory and loses small updates.
+    """
+
+    name: str = MISSING
+    path: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    master_dtype: DType = DType.float32
+    build: BuildConfig = field(default_factory=BuildConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.path is None or self.warm_start.steps == 0,
+            f"model.warm_start.steps={self.warm_start.steps} only applies to a built model, but model.path={self.path} "
+            "names weights; use model.path=null or model.warm_start.steps=0",
+        )
+
+
+@config_dataclass
+class HardwareConfig:
+    """Names the engine, devices, compute dtype and memory knobs, and never what is computed.
+
+    Attributes:
+        policy_device, engine_device: torch devices.
+        compute_dtype: of matrix products; the master weights keep `model.master_dtype`.
+        micro_batch_tokens: padded tokens that go through the policy at once.
+        head_chunk_tokens: tokens whose logits exist at once.
+        activation_checkpointing: recompute activations in the backward pass.
+        engine_cache_tokens: tokens that the torch engine's key-value cache holds at once.
+        engine_memory_fraction: share of the engine's GPU that vLLM may take.
+        num_threads: of torch on a CPU; null keeps torch's choice.
+    """
+
+    name: str = MISSING
+    engine: EngineName = EngineName.torch
+    policy_device: str = MISSING
+    engine_device: str = MISSING
+    compute_dtype: DType = DType.float32
+    micro_batch_tokens: int = 8192
+    head_chunk_tokens: int = 1024
+    activation_checkpointing: bool = False
+    engine_cache_tokens: int = 131072
+    engine_memory_fraction: float = 0.85
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "hardware",
+            micro_batch_tokens=self.micro_batch_tokens,
+            head_chunk_tokens=self.head_chunk_tokens,
+            engine_cache_tokens=self.engine_cache_tokens,
+            num_threads=self.num_threads,
+        )
+        _require(
+            0 < self.engine_memory_fraction <= 1,
+            f"hardware.engine_memory_fraction={self.engine_memory_fraction} is not a share; use a number in (0, 1]",
+        )
+
+
+@config_dataclass
+class LossConfig:
+    """An advantage, an objective and an aggregation, and what is added to them.
+
+    Attributes:
+        advantage_eps: added to the standard deviation that advantages are divided by.
+        cliprange: how far the ratio may fall below 1, and rise above it unless `cliprange_high` says otherwise;
+            null for objectives that do not clip.
+        cliprange_high: how far the ratio may rise above 1; null is `cliprange`.
+        kl_estimator, kl_coef: penalty on the divergence from the reference model (the run's initial weights).
+        importance_cap: truncated importance sampling against the sampler's log-probs; null is off.
+        dynamic_sampling: draw further problems until every group has signal, in at most `max_sampling_rounds` rounds.
+        overlong_buffer: soft overlong penalty, falling from 0 to -1 over this last share of `sampling.max_tokens`;
+            null is off.
+    """
+
+    name: str = MISSING
+    advantage: AdvantageName = AdvantageName.group_mean_std
+    advantage_eps: float = 1e-6
+    objective: ObjectiveName = ObjectiveName.reinforce
+    aggregation: AggregationName = AggregationName.sequence_mean
+    cliprange: float | None = None
+    cliprange_high: float | None = None
+    kl_estimator: KlEstimator = KlEstimator.none
+    kl_coef: float = 0.0
+    importance_cap: float | None = None
+    dynamic_sampling: bool = False
+    max_sampling_rounds: int = 4
+    overlong_buffer: float | None = None
+
+    @property
+    def clips(self) -> bool:
+        """Whether the objective has a clip range."""
+        return self.objective is not ObjectiveName.reinforce
+
+    @property
+    def clip_low(self) -> float:
+        """How far the ratio may fall below 1."""
+        return 0.0 if self.cliprange is None else self.cliprange
+
+    @property
+    def clip_high(self) -> float:
+        """How far the ratio may rise above 1."""
+        return self.clip_low if self.cliprange_high is None else self.cliprange_high
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.clips or self.cliprange is not None,
+            f"loss.cliprange is null but loss.objective={self.objective.name} clips; use loss.cliprange=0.2",
+        )
+        for name in ("cliprange", "cliprange_high"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"loss.{name}={value} is not positive; use 0.2, say")
+        _require(self.clip_low < 1, f"loss.cliprange={self.cliprange} would allow a ratio of 0; use a number below 1")
+        _require(
+            (self.kl_estimator is KlEstimator.none) == (self.kl_coef == 0),
+            f"loss.kl_estimator={self.kl_estimator.name} and loss.kl_coef={self.kl_coef} do not go together; "
+            "set both (k3 and 0.001, say) or neither",
+        )
+        _require(self.kl_coef >= 0, f"loss.kl_coef={self.kl_coef} is negative; use 0 or more")
+        _require_positive(
+            "loss",
+            importance_cap=self.importance_cap,
+            max_sampling_rounds=self.max_sampling_rounds,
+        )
+        _require(
+            self.overlong_buffer is None or 0 < self.overlong_buffer <= 1,
+            f"loss.overlong_buffer={self.overlong_buffer} is not a share of sampling.max_tokens; use 0.2, or null",
+        )
+        _require(self.advantage_eps >= 0, f"loss.advantage_eps={self.advantage_eps} is negative; use 1e-6")
+
+    def notes(self) -> list[str]:
+        """Settings that have no effect, a sentence each."""
+        if self.clips or self.cliprange is None:
+            return []
+        return [f"loss.cliprange={self.cliprange} has no effect: loss.objective={self.objective.name} does not clip"]
+
+
+@config_dataclass
+class DataConfig:
+    """Names problems and the prompt template.
+
+    Attributes:
+        train_path, test_path: JSON Lines files (source jsonl).
+        problem_field, answer_field, level_field, subject_field: names of fields in them; the last two may be absent.
+        prompt: a template of grpo/data/prompts, or the path of a file that holds `{question}`.
+        stop: strings that end a completion; null is the template's own.
+        level: of difficulty, 1 to 5 (source arithmetic).
+        num_train, num_test: how many problems to use; null is all there are.
+        seed: of generated problems.
+    """
+
+    name: str = MISSING
+    source: DataSource = DataSource.jsonl
+    train_path: str | None = None
+    test_path: str | None = None
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    level_field: str = "level"
+    subject_field: str = "subject"
+    prompt: str = "r1_zero"
+    stop: list[str] | None = None
+    level: int = 2
+    num_train: int | None = None
+    num_test: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.source is DataSource.jsonl:
+            for name in ("train_path", "test_path"):
+                _require(
+                    getattr(self, name) is not None,
+                    f"data.{name} is null; name a JSON Lines file: data.{name}=problems.jsonl",
+                )
+        _require(1 <= self.level <= 5, f"data.level={self.level} is not a level; use 1 to 5")
+        _require_positive("data", num_train=self.num_train, num_test=self.num_test)
+
+
+@config_dataclass
+class RewardConfig:
+    """Names the reward function and bounds what grading may cost.
+
+    Attributes:
+        num_workers: processes that grade what needs more than a comparison of plain numbers.
+        deadline_s: after which an answer is a grader error and its worker is replaced.
+        max_error_share: of a step's completions that may be grader errors before the run stops.
+    """
+
+    name: RewardName = MISSING
+    num_workers: int = 2
+    deadline_s: float = 5.0
+    max_error_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require_positive("reward", num_workers=self.num_workers, deadline_s=self.deadline_s)
+        _require(
+            0 <= self.max_error_share <= 1,
+            f"reward.max_error_share={self.max_error_share} is not a share; use a number from 0 to 1",
+        )
+
+
+@config_dataclass
+class TrainConfig:
+    """The GRPO loop and its optimiser.
+
+    Attributes:
+        rollout_batch_size: completions in a step, B = P * group_size.
+        train_batch_size: completions in an optimiser step.
+        gradient_accumulation_steps: micro-batches in an optimiser step; null follows from
+            `hardware.micro_batch_tokens`. It never changes the gradient.
+        canary_steps: how often engine and policy are compared on the same tokens; 0 compares at the start only.
+        max_skipped_steps: updates in a row that may be skipped for a loss or gradient that is not finite.
+    """
+
+    n_grpo_steps: int = 200
+    learning_rate: float = 1e-5
+    lr_schedule: LrSchedule = LrSchedule.constant
+    warmup_steps: int = 0
+    rollout_batch_size: int = 256
+    group_size: int = 8
+    train_batch_size: int = 256
+    epochs_per_rollout_batch: int = 1
+    gradient_accumulation_steps: int | None = None
+    max_grad_norm: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    canary_steps: int = 50
+    max_skipped_steps: int = 5
+
+    @property
+    def num_problems(self) -> int:
+        """P, the problems in a step."""
+        return self.rollout_batch_size // self.group_size
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser steps in a GRPO step; 1 is on-policy."""
+        return self.rollout_batch_size // self.train_batch_size * self.epochs_per_rollout_batch
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "train",
+            learning_rate=self.learning_rate,
+            rollout_batch_size=self.rollout_batch_size,
+            group_size=self.group_size,
+            train_batch_size=self.train_batch_size,
+            epochs_per_rollout_batch=self.epochs_per_rollout_batch,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            max_grad_norm=self.max_grad_norm,
+            adam_eps=self.adam_eps,
+            max_skipped_steps=self.max_skipped_steps,
+        )
+        for name in ("n_grpo_steps", "warmup_steps", "canary_steps", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} is negative; use 0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"train.{name}={value} is outside [0, 1); use 0.9, say")
+        _require(
+            self.rollout_batch_size % self.group_size == 0,
+            f"train.rollout_batch_size={self.rollout_batch_size} is not a multiple of train.group_size="
+            f"{self.group_size}; use {_near_multiples(self.rollout_batch_size, self.group_size)}",
+        )
+        _require(
+            self.rollout_batch_size % self.train_batch_size == 0,
+            f"train.train_batch_size={self.train_batch_size} does not divide train.rollout_batch_size="
+            f"{self.rollout_batch_size}; use {math.gcd(self.train_batch_size, self.rollout_batch_size)} or "
+            f"{self.rollout_batch_size}",
+        )
+        parts = self.gradient_accumulation_steps
+        _require(
+            parts is None or self.train_batch_size % parts == 0,
+            f"train.gradient_accumulation_steps={parts} does not divide train.train_batch_size="
+            f"{self.train_batch_size}; use {math.gcd(parts or 1, self.train_batch_size)}, or null to let the token "
+            "budget decide",
+        )
+
+
+@config_dataclass
+class SamplingConfig:
+    """Rollouts: see `grpo.types.Sampling`."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_tokens: int = 4
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(
+            self.temperature > 0,
+            f"sampling.temperature={self.temperature} leaves nothing to learn from: every completion of a group "
+            "would be the same; use a number above 0",
+        )
+        _require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p} is outside (0, 1]; use 1.0 to keep every token")
+        _require(self.top_k >= 0, f"sampling.top_k={self.top_k} is negative; use 0 to keep every token")
+        _require_positive("sampling", max_tokens=self.max_tokens)
+        _require(
+            0 <= self.min_tokens <= self.max_tokens,
+            f"sampling.min_tokens={self.min_tokens} is not between 0 and sampling.max_tokens={self.max_tokens}; "
+            f"use {min(4, self.max_tokens)}",
+        )
+
+
+@config_dataclass
+class EvaluationConfig:
+    """Held-out problems, sampled one completion each, before, during and after training.
+
+    Attributes:
+        eval_steps: how often; 0 evaluates before and after training only.
+        num_problems: how many held-out problems; null is all.
+        temperature: 0 is greedy.
+        max_tokens: null is `sampling.max_tokens`.
+    """
+
+    eval_steps: int = 20
+    num_problems: int | None = None
+    temperature: float = 0.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("eval_steps", "temperature"):
+            _require(getattr(self, name) >= 0, f"evaluation.{name}={getattr(self, name)} is negative; use 0 or more")
+        _require_positive("evaluation", num_problems=self.num_problems, max_tokens=self.max_tokens)
+
+
+@config_dataclass
+class CheckpointConfig:
+    """What is kept for resuming.
+
+    Attributes:
+        save_steps: how often; 0 saves at the end and when the run is interrupted only.
+        keep_last: how many checkpoints stay.
+    """
+
+    save_steps: int = 50
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.save_steps >= 0, f"checkpoint.save_steps={self.save_steps} is negative; use 0 or more")
+        _require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} would keep none; use 1 or more")
+
+
+@config_dataclass
+class LoggingConfig:
+    """Where the numbers of a run are shown, besides its own files.
+
+    Attributes:
+        plot_steps: how often curves.png is drawn again; 0 draws it at the end only.
+    """
+
+    wandb: WandbMode = WandbMode.disabled
+    wandb_project: str = "grpo"
+    console: ConsoleMode = ConsoleMode.auto
+    completions: bool = True
+    plot_steps: int = 10
+
+
+@config_dataclass
+class RunConfig:
+    """Everything a run depends on.
+
+    Attributes:
+        resume: auto continues from the newest checkpoint in the run's own folder, if there is one; never starts
+            afresh in an empty folder; a path continues the run in that folder.
+        output_dir: the run's folder; null is outputs/<date>/<time>.
+    """
+
+    model: ModelConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    loss: LossConfig = MISSING
+    data: DataConfig = MISSING
+    reward: RewardConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    seed: int = 42
+    resume: str = "auto"
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, f"seed={self.seed} is outside [0, 2**32); use 42, say")
+        _require(
+            self.train.group_size > 1 or self.loss.advantage is AdvantageName.none,
+            f"train.group_size={self.train.group_size} leaves loss.advantage={self.loss.advantage.name} nothing to "
+            "compare with; use train.group_size=2 or more, or loss=no_baseline",
+        )
+        wanted = {"r1_zero": "r1_zero", "question_only": "boxed", "qwen_boxed": "boxed"}.get(self.data.prompt)
+        clash = {"r1_zero": "boxed", "boxed": "r1_zero"}.get(wanted or "")
+        _require(
+            clash is None or self.reward.name.value != clash,
+            f"reward={self.reward.name.name} never finds an answer after data.prompt={self.data.prompt}; "
+            f"use reward={wanted}, or data.prompt={'r1_zero' if clash == 'r1_zero' else 'qwen_boxed'}",
+        )
+
+    def training_sampling(self, stop: Sequence[str]) -> Sampling:
+        """The distribution of rollouts."""
+        s = self.sampling
+        return Sampling(s.temperature, s.top_p, s.top_k, s.min_tokens, s.max_tokens, tuple(stop))
+
+    def evaluation_sampling(self, stop: Sequence[str]) -> Sampling:
+        """The distribution of evaluations."""
+        max_tokens = self.evaluation.max_tokens or self.sampling.max_tokens
+        min_tokens = min(self.sampling.min_tokens, max_tokens)
+        return Sampling(self.evaluation.temperature, 1.0, 0, min_tokens, max_tokens, tuple(stop))
+
+
+_GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "hardware": HardwareConfig,
+    "loss": LossConfig,
+    "data": DataConfig,
+    "reward": RewardConfig,
+}
+
+
+def register() -> None:
+    """Puts the schemas and the resolver of the run folder where Hydra finds them. May be called again."""
+    store = ConfigStore.instance()
+    store.store(name="run", node=RunConfig, group="schema")
+    for group, cls in _GROUPS.items():
+        store.store(name="base", node=cls, group=f"schema/{group}")
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+
+
+def _run_dir(output_dir: str | None, resume: str, default: str) -> str:
+    """The folder a run writes to: where it is told, else the one it resumes, else a new one."""
+    if output_dir:
+        return output_dir
+    if resume not in ("auto", "never"):
+        path = Path(resume)
+        return str(path.parent.parent if path.parent.name == "checkpoints" else path)
+    return default
+
+
+def config_path() -> str:
+    """conf/ of the checkout where there is one, else the copy that the wheel carries; as @hydra.main takes it."""
+    checkout = Path(__file__).resolve().parent.parent / "conf"
+    return str(checkout) if (checkout / "config.yaml").is_file() else "pkg://grpo.conf"
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """The composed config as a frozen RunConfig.
+
+    Raises:
+        ValueError: a key of no field, a value that is missing, or a broken rule; one sentence.
+    """
+    unknown = [str(key) for key in cfg if str(key) not in {f.name for f in fields(RunConfig)}]
+    _require(not unknown, f"+{', +'.join(unknown)}: no such setting; `--cfg job` prints those there are")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    _require(not missing, f"{', '.join(missing)}: no value; set {missing[0] if missing else ''}=...")
+    return cast(RunConfig, OmegaConf.to_object(cfg))
+
+
+def compose_run_config(overrides: Sequence[str]) -> RunConfig:
+    """What `python -m grpo.train <overrides>` would run, for commands other than that one.
+
+    Raises:
+        ValueError: see `to_run_config`.
+        hydra.errors.HydraException: an override that does not compose.
+    """
+    from hydra import compose, initialize_config_dir, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    GlobalHydra.instance().clear()
+    path = config_path()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = (
+            initialize_config_module(path.removeprefix("pkg://"), version_base="1.3")
+            if path.startswith("pkg://")
+            else initialize_config_dir(path, version_base="1.3")
+        )
+        with context:
+            return to_run_config(compose("config", overrides=list(overrides)))
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A config as plain values, enums by name, as YAML and JSON hold it."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return cast("dict[str, Any]", container)
+
+
+def known_keys() -> list[str]:
+    """Every setting by its full name, and the groups, as an override names them."""
+    return [*_keys_of(RunConfig, ""), "experiment", "sweep"]
+
+
+def _keys_of(cls: type, prefix: str) -> list[str]:
+    keys: list[str] = []
+    types = get_type_hints(cls)
+    for item in fields(cls):
+        keys.append(prefix + item.name)
+        if is_dataclass(types[item.name]):
+            keys += _keys_of(types[item.name], f"{prefix}{item.name}.")
+    return keys

@@ -1,0 +1,70 @@
+"""What a user sees of an error that a user can cause: one sentence, exit status 1, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from grpo.types import RunError
+
+_COULD_NOT_OVERRIDE = re.compile(r"Could not override '(?P<key>[^']+)'")
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns errors that a user can cause into a sentence on standard error and exit status 1.
+
+    GRPO_FULL_ERROR=1 in the environment lets them through with their traceback.
+    """
+    try:
+        yield
+    except (ValueError, RunError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("GRPO_FULL_ERROR") == "1":
+            raise
+        sys.stdout.flush()
+        print(f"grpo: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def sentence(error: Exception) -> str:
+    """The error's own words, in one line, with the near names where a name is unknown."""
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error)
+    match = _COULD_NOT_OVERRIDE.search(str(error))
+    if match:
+        return _unknown_key(match["key"])
+    cause = error.__cause__
+    words = str(cause) if isinstance(error, HydraException) and cause is not None else str(error)
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("reference_type=", "object_type="))]
+    prefix = f"{error}: " if words is not str(error) and isinstance(error, HydraException) else ""
+    return f"{' '.join(prefix.split())} {', '.join(kept)}".strip()
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    """"loss/grpo_clp" with the options that the group has."""
+    missing = str(error.missing_cfg_file)
+    group, _, name = missing.rpartition("/")
+    options = sorted(error.options or ())
+    if not group or not options:
+        return " ".join(str(error).split("\n", 1)[0].split())
+    return f"{group}={name} is no option of {group}{_near(name, options)}; use one of {', '.join(options)}"
+
+
+def _unknown_key(key: str) -> str:
+    from grpo.config import known_keys
+
+    keys = known_keys()
+    return f"{key} is no setting{_near(key, keys)}; `python -m grpo.train --cfg job` prints them all"
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,249 @@
+"""GRPO, one step after another. READ FIRST.
+
+A step: take problems, sample a group of completions for each, grade them, turn rewards into group-relative advantages,
+take policy-gradient steps, hand the new weights to the engine. Around that: evaluate, record, save.
+
+Axes: P problems in a step, G completions per problem, B = P * G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from grpo.config import RunConfig
+from grpo.data.dataset import step_problems
+from grpo.policy.objective import compute_advantages
+from grpo.policy.update import Policy
+from grpo.rl.advantages import has_signal, soft_overlong_penalty
+from grpo.rollout import canary
+from grpo.run.checkpoints import TrainState, save_checkpoint
+from grpo.run.evaluation import evaluate
+from grpo.run.interrupt import Interrupt
+from grpo.run.recorder import Recorder
+from grpo.run.rollout_metrics import completion_rows, rollout_metrics
+from grpo.types import Engine, Grader, Problem, RolloutGroup, RunError, SampleKey, Sampling, TrainBatch
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with; `grpo.train` builds it.
+
+    Attributes:
+        cfg: the run config.
+        policy, engine, grader: the model in training, what samples from it, what grades.
+        tokenizer: saved with checkpoints.
+        prompt_ids: token ids of every problem's prompt.
+        train, test: problems; no question is in both.
+        stop: strings that end a completion.
+        compute_dtype: of the policy's and the engine's matrix products.
+        recorder: where everything is told.
+        interrupt: whether a signal has asked for the end.
+    """
+
+    cfg: RunConfig
+    policy: Policy
+    engine: Engine
+    grader: Grader
+    tokenizer: Any
+    prompt_ids: Mapping[Problem, Sequence[int]]
+    train: Sequence[Problem]
+    test: Sequence[Problem]
+    stop: tuple[str, ...]
+    compute_dtype: torch.dtype
+    recorder: Recorder
+    interrupt: Interrupt
+
+    @property
+    def sampling(self) -> Sampling:
+        """The distribution that rollouts are drawn from."""
+        return self.cfg.training_sampling(self.stop)
+
+
+def train(run: Run, state: TrainState) -> TrainState:
+    """Runs the steps after `state.step`, to the last one or until a signal.
+
+    Raises:
+        RunError: engine and policy have parted, the grader fails too often, or updates are skipped in a row.
+    """
+    cfg, recorder = run.cfg, run.recorder
+    run.engine.sync(run.policy.model, state.step)
+    check_canary(run, "at the start")
+    if state.step == 0:
+        recorder.step({"step": 0, **evaluate_policy(run, 0), **recorder.take_timings()})
+    saved = state.step
+    for step in range(state.step + 1, cfg.train.n_grpo_steps + 1):
+        if run.interrupt.signal:
+            break
+        groups = collect_groups(run, step)
+        batch, metrics = build_batch(cfg, groups)
+        canary_due = cfg.train.canary_steps > 0 and step % cfg.train.canary_steps == 0
+        if canary_due:
+            check_canary(run, f"before the update of step {step}")
+        with recorder.phase("update"):
+            metrics |= run.policy.update(batch, step)
+        with recorder.phase("sync"):
+            run.engine.sync(run.policy.model, step)
+        if canary_due:
+            check_canary(run, f"after the weight sync of step {step}")
+        state = TrainState(step, count_skipped(cfg, state, metrics))
+        if is_due(step, cfg.evaluation.eval_steps, cfg.train.n_grpo_steps):
+            metrics |= evaluate_policy(run, step)
+        record_step(run, step, groups, batch, metrics)
+        if is_due(step, cfg.checkpoint.save_steps, cfg.train.n_grpo_steps):
+            saved = save(run, state) or saved
+    if state.step > saved:
+        save(run, state)
+    return state
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and after the last one, happens now."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def collect_groups(run: Run, step: int) -> list[RolloutGroup]:
+    """P graded groups. With dynamic sampling (DAPO, arXiv 2503.14476) groups without signal are drawn again.
+
+    Groups without signal fill up what further rounds could not, so that P never changes.
+    """
+    num_problems, loss = run.cfg.train.num_problems, run.cfg.loss
+    groups: list[RolloutGroup] = []
+    spare: list[RolloutGroup] = []
+    for sampling_round in range(loss.max_sampling_rounds if loss.dynamic_sampling else 1):
+        problems = step_problems(
+            run.train,
+            num_problems=num_problems - len(groups),
+            seed=run.cfg.seed,
+            step=step,
+            sampling_round=sampling_round,
+        )
+        for group in sample_groups(run, problems, step, first=sampling_round * num_problems):
+            dull = loss.dynamic_sampling and len(set(group.rewards)) == 1
+            (spare if dull else groups).append(group)
+        if len(groups) == num_problems:
+            break
+    return groups + spare[: num_problems - len(groups)]
+
+
+def sample_groups(run: Run, problems: Sequence[Problem], step: int, *, first: int) -> list[RolloutGroup]:
+    """Samples and grades G completions of each problem; `first` numbers the problems' random keys."""
+    size = run.cfg.train.group_size
+    keys = [
+        [SampleKey(run.cfg.seed, step, first + place, sample) for sample in range(size)]
+        for place in range(len(problems))
+    ]
+    prompts = [run.prompt_ids[problem] for problem in problems]
+    with run.recorder.phase("rollout"):
+        completions = run.engine.generate(prompts, keys, run.sampling)
+    with run.recorder.phase("grade"):
+        grades = run.grader.grade(
+            [completion.text for group in completions for completion in group],
+            [problem.answer for problem in problems for _ in range(size)],
+            [key for group in keys for key in group],
+        )
+    return [
+        RolloutGroup(problem, tuple(prompt), tuple(group), tuple(grades[place * size : (place + 1) * size]))
+        for place, (problem, prompt, group) in enumerate(zip(problems, prompts, completions, strict=True))
+    ]
+
+
+def build_batch(cfg: RunConfig, groups: Sequence[RolloutGroup]) -> tuple[TrainBatch, dict[str, float]]:
+    """Rewards [P, G] become advantages [P, G]; every completion becomes a sequence of the batch.
+
+    Raises:
+        RunError: more grader errors than `reward.max_error_share`.
+    """
+    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
+    shaped = rewards
+    if cfg.loss.overlong_buffer is not None:
+        lengths = torch.tensor([[len(c.token_ids) for c in group.completions] for group in groups])
+        max_tokens = cfg.sampling.max_tokens
+        buffer = max(1, round(cfg.loss.overlong_buffer * max_tokens))
+        shaped = rewards + soft_overlong_penalty(lengths, max_tokens=max_tokens, buffer_tokens=buffer)
+    advantages = compute_advantages(cfg.loss, shaped)
+    sequences = [(group.prompt_ids, completion) for group in groups for completion in group.completions]
+    batch = TrainBatch(
+        token_ids=tuple(torch.tensor([*prompt, *completion.token_ids]) for prompt, completion in sequences),
+        prompt_lengths=tuple(len(prompt) for prompt, _ in sequences),
+        sampler_log_probs=tuple(torch.tensor(completion.sampler_log_probs) for _, completion in sequences),
+        advantages=advantages.flatten(),
+    )
+    return batch, rollout_metrics(cfg, groups, advantages, has_signal(shaped))
+
+
+def count_skipped(cfg: RunConfig, state: TrainState, metrics: Mapping[str, Any]) -> int:
+    """Steps in a row whose update was skipped for a loss or gradient that is not finite.
+
+    Raises:
+        RunError: `train.max_skipped_steps` of them.
+    """
+    skipped = state.skipped_in_a_row + 1 if metrics["policy/skipped_updates"] else 0
+    if skipped >= cfg.train.max_skipped_steps:
+        raise RunError(
+            f"the loss or its gradient was not finite in {skipped} steps in a row (train.max_skipped_steps); the last "
+            "checkpoint is from before: resume it with a lower train.learning_rate in another output_dir"
+        )
+    return skipped
+
+
+def check_canary(run: Run, when: str) -> None:
+    """Compares engine and policy on the same tokens.
+
+    Raises:
+        RunError: they have parted.
+    """
+    with run.recorder.phase("canary"):
+        prompts = [run.prompt_ids[problem] for problem in run.train[:4]]
+        mismatch = canary.measure(run.engine, run.policy.log_probs, prompts, run.sampling, run.cfg.seed)
+    canary.check(mismatch, compute_dtype=run.compute_dtype, when=when)
+
+
+def evaluate_policy(run: Run, step: int) -> dict[str, float]:
+    """Accuracy on held-out problems; their completions go to a file of their own."""
+    with run.recorder.phase("evaluate"):
+        sampling = run.cfg.evaluation_sampling(run.stop)
+        rows, metrics = evaluate(run.engine, run.grader, run.test, run.prompt_ids, sampling, run.cfg.seed)
+        run.recorder.evaluation(step, rows)
+    return metrics
+
+
+def record_step(
+    run: Run, step: int, groups: Sequence[RolloutGroup], batch: TrainBatch, metrics: Mapping[str, Any]
+) -> None:
+    """Writes the step's completions and its line of metrics."""
+    timings = run.recorder.take_timings()
+    num_tokens = sum(batch.response_length(row) for row in range(len(batch)))
+    all_tokens = sum(len(ids) for ids in batch.token_ids)
+    run.recorder.completions(completion_rows(step, groups, batch))
+    speeds = {
+        "rollout/tokens_per_s": num_tokens / timings["time/rollout_s"],
+        "update/tokens_per_s": all_tokens / timings["time/update_s"],
+        "time/step_s": sum(value for key, value in timings.items() if key.startswith("time/")),
+    }
+    best = max(groups[0].completions, key=lambda completion: completion.text.count("<answer>"))
+    sample = f"{groups[0].problem.question}\n{best.text}"
+    run.recorder.step({"step": step, **metrics, **timings, **speeds}, sample)
+
+
+def save(run: Run, state: TrainState) -> int | None:
+    """Saves a checkpoint and returns its step; if that fails the run says so and goes on, with the last whole one."""
+    folder: Path = run.recorder.folder
+    keep_last = run.cfg.checkpoint.keep_last
+    try:
+        with run.recorder.phase("save"):
+            save_checkpoint(
+                folder, state, run.policy.model, run.tokenizer, run.policy.optimizer, keep_last=keep_last
+            )
+    except (OSError, SafetensorError) as error:
+        run.recorder.console.warn(
+            f"the checkpoint of step {state.step} could not be saved ({error}); the last whole one stays, and the run "
+            "goes on: make room on the disk"
+        )
+        return None
+    return state.step

@@ -1,0 +1,155 @@
+"""Models and tokenizers: from a folder, from the Hub, or built with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grpo.config import BuildConfig, DType, ModelConfig
+from grpo.policy.small_tokenizer import build_small_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PROBE = "What is 47 + 85?\nAssistant: <think> 7+5=12, so \\boxed{132} </think> <answer>132</answer>"
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """The torch dtype of a config's."""
+    return {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
+
+
+def _check_model_folder(folder: Path) -> None:
+    """Says what a folder lacks before transformers says it in its own words.
+
+    Raises:
+        ValueError: no config.json, or no safetensors.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path={folder} has no config.json; name a model folder in Hugging Face layout")
+    if not any(folder.glob("*.safetensors")):
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {others[0]} is a pickle and is not read, convert it to safetensors" if others else ""
+        raise ValueError(f"model.path={folder} has no weights: no *.safetensors file is in it{hint or '; add them'}")
+
+
+def _hub_error(what: str, path: str, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(
+        f"{what} {path!r} cannot be loaded ({reason}); check the name, or model.path=<folder> for weights on this "
+        "machine, or experiment=quickstart, which needs none"
+    )
+
+
+def load_model(cfg: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model of a folder or a Hub id: safetensors only, no code that comes with a model.
+
+    Args:
+        cfg: `path` must be set.
+        dtype: of the weights in memory.
+        device: where they go.
+
+    Raises:
+        ValueError: nothing to load there; one sentence.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = str(cfg.path)
+    if Path(path).is_dir():
+        _check_model_folder(Path(path))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=cfg.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _hub_error("model", path, error) from error
+    model.config.attention_dropout = 0.0
+    return model.to(device)
+
+
+def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub id, as its tokenizer.json says it.
+
+    Raises:
+        ValueError: nothing to load there, no end-of-sequence token, or a class that ignores tokenizer.json.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = str(cfg.tokenizer or cfg.path)
+    generic = _tokenizer_class(Path(path)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    loader: Any = PreTrainedTokenizerFast if generic else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(path, revision=cfg.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _hub_error("tokenizer", path, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {path} has no end-of-sequence token, so no completion could end; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    _check_faithful(tokenizer, Path(path))
+    return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    file = folder / "tokenizer_config.json"
+    return json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+
+
+def _check_faithful(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Compares with tokenizer.json itself: a model type's own class may split text differently and say nothing."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    expected = Tokenizer.from_file(str(file)).encode(_PROBE, add_special_tokens=False).ids
+    if tokenizer(_PROBE, add_special_tokens=False).input_ids != expected:
+        raise ValueError(
+            f"{type(tokenizer).__name__} splits text differently from {file}; set "
+            '"tokenizer_class": "PreTrainedTokenizerFast" in its tokenizer_config.json'
+        )
+
+
+def build_model(
+    cfg: BuildConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A Qwen2 model with random weights that depend on the seed alone."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=max(cfg.vocab_size or 0, len(tokenizer)),
+        hidden_size=cfg.hidden_size,
+        intermediate_size=cfg.intermediate_size,
+        num_hidden_layers=cfg.num_hidden_layers,
+        num_attention_heads=cfg.num_attention_heads,
+        num_key_value_heads=cfg.num_key_value_heads,
+        max_position_embeddings=cfg.max_position_embeddings,
+        tie_word_embeddings=cfg.tie_word_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return Qwen2ForCausalLM(config)
+        finally:
+            torch.set_default_dtype(previous)
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end a completion: the tokenizer's, and those of the model's generation config."""
+    generation = getattr(model, "generation_config", None)
+    listed = getattr(generation, "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    return tuple(sorted(token for token in ids if token is not None))
+
+
+__all__ = ["build_model", "build_small_tokenizer", "end_token_ids", "load_model", "load_tokenizer", "torch_dtype"]

@@ -1,0 +1,175 @@
+"""The update: a batch of graded completions becomes optimiser steps.
+
+The gradient of an optimiser step does not depend on how its sequences are cut into micro-batches: one denominator is
+computed over all of them before the first backward pass, and every micro-batch adds its part of one sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from grpo.config import HardwareConfig, LossConfig, TrainConfig
+from grpo.policy.forward import ForwardSettings, response_log_probs
+from grpo.policy.objective import TokenLogProbs, clipped_tokens, token_losses, token_weights
+from grpo.policy.optimizer import build_optimizer, learning_rate
+from grpo.policy.packing import MicroBatch, collate, micro_batch_rows
+from grpo.policy.statistics import UpdateStatistics
+from grpo.rl.aggregation import weighted_sum
+from grpo.types import TrainBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenTargets:
+    """What the update compares with: per sequence of the batch, [T_i] nats each.
+
+    Attributes:
+        old: log-probs before the update; None where the policy still is the one that sampled.
+        ref: log-probs under the reference model; None without a KL penalty.
+    """
+
+    old: list[Tensor] | None
+    ref: list[Tensor] | None
+
+
+class Policy:
+    """The model being trained, with its optimiser."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        train: TrainConfig,
+        loss: LossConfig,
+        hardware: HardwareConfig,
+        forward: ForwardSettings,
+        max_tokens: int,
+        seed: int,
+        reference: PreTrainedModel | None = None,
+    ):
+        """Puts an optimiser on the model.
+
+        Args:
+            model: on the policy's device, its weights the masters.
+            train, loss, hardware: of the run config.
+            forward: how log-probs are computed.
+            max_tokens: the longest response, the constant of `constant_length`.
+            seed: of the order of sequences where a step has several optimiser steps.
+            reference: frozen; needed where the loss has a KL penalty.
+        """
+        self.model = model
+        self.optimizer = build_optimizer(model, train)
+        self._train, self._loss, self._hardware, self._forward = train, loss, hardware, forward
+        self._max_tokens, self._seed, self._reference = max_tokens, seed, reference
+        self._device = next(model.parameters()).device
+        if hardware.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()  # layers checkpoint in training mode only; dropout is 0
+
+    def log_probs(self, batch: TrainBatch) -> list[Tensor]:
+        """[T_i] log-probs of every response under the current weights, without gradient, on the CPU."""
+        return self._frozen_log_probs(self.model, batch)
+
+    def _frozen_log_probs(self, model: PreTrainedModel, batch: TrainBatch) -> list[Tensor]:
+        results: list[Tensor] = [torch.empty(0)] * len(batch)
+        with torch.no_grad():
+            for rows in self._micro_batches(batch, range(len(batch))):
+                micro_batch = collate(batch, rows, self._device)
+                log_probs, _ = response_log_probs(model, micro_batch, self._forward)
+                for row, values in zip(rows, log_probs.cpu(), strict=True):
+                    results[row] = values[: batch.response_length(row)].clone()
+        return results
+
+    def _micro_batches(self, batch: TrainBatch, rows: Sequence[int]) -> list[list[int]]:
+        parts = self._train.gradient_accumulation_steps
+        if parts is not None:
+            parts = -(-parts * len(rows) // self._train.train_batch_size)
+        return micro_batch_rows(batch, rows, max_tokens=self._hardware.micro_batch_tokens, num_parts=parts)
+
+    def update(self, batch: TrainBatch, step: int) -> dict[str, float]:
+        """Trains on a batch: `epochs_per_rollout_batch` times over it, `train_batch_size` sequences at a time.
+
+        Args:
+            batch: completions of the current weights.
+            step: the GRPO step, from 1.
+
+        Returns:
+            The update's metrics. `policy/skipped_updates` counts optimiser steps that were left out because their
+            loss or gradient was not finite; the weights are then as before.
+        """
+        rate = learning_rate(self._train, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        targets = _TokenTargets(
+            old=None if self._train.updates_per_step == 1 else self.log_probs(batch),
+            ref=None if self._reference is None else self._frozen_log_probs(self._reference, batch),
+        )
+        statistics = UpdateStatistics()
+        parts = self._optimizer_batches(len(batch), step)
+        for rows in parts:
+            self._optimizer_step(batch, rows, targets, statistics)
+        return {**statistics.metrics(len(parts)), "policy/learning_rate": rate}
+
+    def _optimizer_batches(self, num_sequences: int, step: int) -> list[list[int]]:
+        """Sequences of every optimiser step; shuffled, by (seed, step), where there are several."""
+        size = self._train.train_batch_size
+        if self._train.updates_per_step == 1:
+            return [list(range(num_sequences))]
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        orders = [
+            torch.randperm(num_sequences, generator=generator).tolist()
+            for _ in range(self._train.epochs_per_rollout_batch)
+        ]
+        return [order[start : start + size] for order in orders for start in range(0, num_sequences, size)]
+
+    def _optimizer_step(
+        self, batch: TrainBatch, rows: Sequence[int], targets: _TokenTargets, statistics: UpdateStatistics
+    ) -> None:
+        lengths = torch.tensor([batch.response_length(row) for row in rows])
+        weights = torch.zeros(len(batch))
+        weights[list(rows)] = token_weights(self._loss, lengths, max_tokens=self._max_tokens)
+        total = torch.zeros((), device=self._device)
+        for part in self._micro_batches(batch, rows):
+            micro_batch = collate(batch, part, self._device)
+            loss = self._micro_batch_loss(batch, micro_batch, weights, targets, statistics)
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._train.max_grad_norm)
+        grad_norm = float(norm)
+        if math.isfinite(grad_norm) and math.isfinite(float(total)):
+            self.optimizer.step()
+        else:
+            statistics.num_skipped += 1
+        statistics.grad_norms.append(grad_norm)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _micro_batch_loss(
+        self,
+        batch: TrainBatch,
+        micro_batch: MicroBatch,
+        weights: Tensor,
+        targets: _TokenTargets,
+        statistics: UpdateStatistics,
+    ) -> Tensor:
+        """This micro-batch's part of the optimiser step's loss, a scalar."""
+        rows, mask = list(micro_batch.rows), micro_batch.response_mask
+        policy, entropies = response_log_probs(self.model, micro_batch, self._forward)
+        log_probs = TokenLogProbs(
+            policy=policy,
+            old=policy.detach() if targets.old is None else micro_batch.pad(targets.old),
+            sampler=micro_batch.pad(batch.sampler_log_probs),
+            ref=None if targets.ref is None else micro_batch.pad(targets.ref),
+        )
+        advantages = batch.advantages[rows].to(self._device).unsqueeze(1)
+        losses = token_losses(self._loss, log_probs, advantages, mask)
+        loss = weighted_sum(losses, weights[rows].to(self._device), mask)
+        statistics.add(log_probs, entropies, clipped_tokens(self._loss, log_probs, advantages, mask), loss, mask)
+        return loss

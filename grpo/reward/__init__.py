@@ -1,0 +1,1 @@
+"""Grading text: extraction, equivalence, reward functions, worker processes."""

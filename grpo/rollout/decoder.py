@@ -1,0 +1,226 @@
+"""The policy's transformer run with a preallocated key-value cache, over the policy's own weights.
+
+Where device and dtype are the policy's, no weight is copied: a `Decoder` holds references. It serves the Qwen2, Qwen3
+and Llama families, whose layers differ in biases and in norms of queries and keys only.
+
+Axes: R rows, T new tokens, S cached positions, H hidden size, K key-value heads, g query heads per key-value head,
+D head size. Prompts are padded on the left, so that all rows write the same cache column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3", "llama")
+_SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+def check_supported(config: Any) -> None:
+    """Says which models this engine does not know, before it computes something else than they do.
+
+    Raises:
+        ValueError: model type, rope, activation or attention that `Decoder` does not implement.
+    """
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"the torch engine does not know model_type={config.model_type!r}, it knows "
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}; use hardware.engine=vllm, or a model of these families"
+        )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in _SUPPORTED_ROPE:
+        raise ValueError(f"the torch engine does not know rope_type={rope!r}, it knows {', '.join(_SUPPORTED_ROPE)}")
+    if config.hidden_act != "silu":
+        raise ValueError(f"the torch engine does not know hidden_act={config.hidden_act!r}, it knows 'silu'")
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(
+            f"the torch engine does not know {', '.join(sorted(layer_types - {'full_attention'}))}; set "
+            "use_sliding_window to false in the model's config.json, or use hardware.engine=vllm"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValueCache:
+    """Keys and values of every layer.
+
+    Attributes:
+        keys, values: per layer [R, K, S, D].
+        valid: [R, S] bool, False on the padding left of a prompt; None if no row is padded.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    valid: Tensor | None
+
+    def select(self, rows: Tensor) -> KeyValueCache:
+        """The cache of these rows only."""
+        return KeyValueCache(
+            keys=tuple(layer[rows] for layer in self.keys),
+            values=tuple(layer[rows] for layer in self.values),
+            valid=None if self.valid is None else self.valid[rows],
+        )
+
+    def fork(self, index: Tensor, length: int) -> KeyValueCache:
+        """A copy of row index[i] for every i, with room for `length` positions."""
+
+        def grow(layer: Tensor) -> Tensor:
+            rows, heads, used, size = len(index), layer.shape[1], layer.shape[2], layer.shape[3]
+            grown = layer.new_empty(rows, heads, length, size)
+            grown[:, :, :used] = layer[index]
+            return grown
+
+        valid = self.valid
+        if valid is not None:
+            extra = valid.new_ones(len(index), length - valid.shape[1])
+            valid = torch.cat([valid[index], extra], dim=1)
+        return KeyValueCache(tuple(map(grow, self.keys)), tuple(map(grow, self.values)), valid)
+
+
+class Decoder:
+    """Hidden states of new tokens, given a cache."""
+
+    def __init__(self, model: Any, *, dtype: torch.dtype, device: torch.device):
+        """Refers to the model's weights, or copies them where dtype or device differ.
+
+        Args:
+            model: a transformers causal language model of a supported family.
+            dtype: of matrix products. Where it is narrower than the weights, activations between layers stay in the
+                weights' dtype, as they do in the policy under autocast.
+            device: where to run.
+        """
+        check_supported(model.config)
+        self.config = model.config
+        self.dtype, self.device = dtype, device
+        self._residual_dtype = model.lm_head.weight.dtype
+        self._rotary = model.model.rotary_emb
+        self.load(model)
+
+    def load(self, model: Any) -> None:
+        """Takes over the model's current weights."""
+
+        def weight(parameter: Tensor | None) -> Tensor | None:
+            return None if parameter is None else parameter.detach().to(device=self.device, dtype=self.dtype)
+
+        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+        names += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+        norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+        self._layers: list[dict[str, Any]] = []
+        for layer in model.model.layers:
+            modules = dict(layer.named_modules())
+            linears = {name.split(".")[-1]: (weight(modules[name].weight), weight(modules[name].bias)) for name in names}
+            self._layers.append(
+                linears | {name.split(".")[-1]: weight(modules[name].weight) for name in norms if name in modules}
+            )
+        self._embedding = weight(model.model.embed_tokens.weight)
+        self._final_norm = weight(model.model.norm.weight)
+        tied = model.lm_head.weight is model.model.embed_tokens.weight
+        self._head = self._embedding if tied else weight(model.lm_head.weight)
+
+    def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [length, D] each."""
+        positions = torch.arange(length, device=self._rotary.inv_freq.device).unsqueeze(0)
+        like = torch.empty(0, dtype=self._residual_dtype, device=self._rotary.inv_freq.device)
+        cos, sin = self._rotary(like, positions)
+        return cos[0].to(self.device, self.dtype), sin[0].to(self.device, self.dtype)
+
+    def new_cache(self, rows: int, length: int, valid: Tensor | None) -> KeyValueCache:
+        """Room for `length` positions of so many rows."""
+        config = self.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (rows, config.num_key_value_heads, length, size)
+
+        def empty() -> tuple[Tensor, ...]:
+            return tuple(torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self._layers)
+
+        return KeyValueCache(empty(), empty(), valid)
+
+    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, start: int) -> Tensor:
+        """Runs new tokens through all layers and writes their keys and values to the cache.
+
+        Args:
+            tokens: [R, T] ids.
+            rotary: cosines and sines at the tokens' positions, [R, T, D] each.
+            cache: filled up to column `start`.
+            start: cache column of the first new token.
+
+        Returns:
+            [R, H] hidden states of each row's last token, after the final norm.
+        """
+        mask = _attention_mask(cache, tokens.shape[1], start)
+        cos, sin = rotary[0].unsqueeze(1), rotary[1].unsqueeze(1)
+        hidden = F.embedding(tokens, self._embedding).to(self._residual_dtype)
+        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            normed = self._norm(hidden, layer["input_layernorm"])
+            attended = self._attention(layer, normed, cos, sin, keys, values, start, mask)
+            hidden = hidden + F.linear(attended, *layer["o_proj"])
+            normed = self._norm(hidden, layer["post_attention_layernorm"])
+            gated = F.silu(F.linear(normed, *layer["gate_proj"])) * F.linear(normed, *layer["up_proj"])
+            hidden = hidden + F.linear(gated, *layer["down_proj"])
+        return self._norm(hidden[:, -1], self._final_norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, V] of [R, H]."""
+        return F.linear(hidden, self._head)
+
+    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        normed = F.rms_norm(hidden.float(), (hidden.shape[-1],), eps=self.config.rms_norm_eps)
+        return normed.to(self.dtype) * weight
+
+    def _attention(
+        self,
+        layer: dict[str, Any],
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        start: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """[R, T, heads * D] attention over the cache, which the new tokens have then joined."""
+        rows, length, _ = hidden.shape
+        heads, size = keys.shape[1], keys.shape[3]
+        query = F.linear(hidden, *layer["q_proj"]).view(rows, length, -1, size)
+        key = F.linear(hidden, *layer["k_proj"]).view(rows, length, heads, size)
+        value = F.linear(hidden, *layer["v_proj"]).view(rows, length, heads, size)
+        if "q_norm" in layer:
+            query, key = self._norm(query, layer["q_norm"]), self._norm(key, layer["k_norm"])
+        end = start + length
+        keys[:, :, start:end] = _rotate(key.transpose(1, 2), cos, sin)
+        values[:, :, start:end] = value.transpose(1, 2)
+        query = _rotate(query.transpose(1, 2), cos, sin)
+        if length == 1:  # the g query heads of one key-value head attend to it as if they were g positions
+            query = query.reshape(rows, heads, -1, size)
+            attended = F.scaled_dot_product_attention(query, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+            return attended.reshape(rows, 1, -1)
+        attended = F.scaled_dot_product_attention(
+            query, keys[:, :, :end], values[:, :, :end], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        return attended.transpose(1, 2).reshape(rows, length, -1)
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864) of [R, heads, T, D] in the half-split layout."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _attention_mask(cache: KeyValueCache, length: int, start: int) -> Tensor | None:
+    """[R, 1, T or 1, S] bool, or None where plain causal attention is right.
+
+    A padded query sees itself, so that no row of the softmax is empty; no real token ever sees it.
+    """
+    if cache.valid is None:
+        return None
+    valid = cache.valid[:, None, None, : start + length]
+    if length == 1:
+        return valid
+    queries = torch.arange(start, start + length, device=valid.device)
+    columns = torch.arange(start + length, device=valid.device)
+    causal = columns <= queries.unsqueeze(1)
+    return (valid & causal) | (columns == queries.unsqueeze(1))

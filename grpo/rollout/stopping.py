@@ -1,0 +1,98 @@
+"""Where a completion ends: end-of-sequence tokens and stop strings, found on tokens as they are sampled.
+
+A stop string may begin in one token and end in another, or begin inside one. So it is looked for in the bytes that
+tokens write, by the automaton of Knuth, Morris and Pratt (SIAM J. Comput. 6(2), 1977) run over whole tokens at once: a
+table says for every number of bytes matched so far and every token how many are matched afterwards. One indexing
+operation then moves every row of a batch, without Python work per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def _byte_transitions(pattern: bytes) -> np.ndarray:
+    """[S + 1, 256] bytes matched after one more byte; after a whole match it goes on with the longest border."""
+    size = len(pattern)
+    table = np.zeros((size + 1, 256), dtype=np.int64)
+    table[0, pattern[0]] = 1
+    border = 0
+    for state in range(1, size + 1):
+        table[state] = table[border]
+        if state < size:
+            table[state, pattern[state]] = state + 1
+            border = int(table[border, pattern[state]])
+    return table
+
+
+def token_transitions(pieces: Sequence[bytes], stop: str) -> np.ndarray:
+    """The automaton over tokens.
+
+    Args:
+        pieces: V byte strings, what each token writes.
+        stop: the string, S bytes long, not empty.
+
+    Returns:
+        [S + 1, V] int16: bytes matched after the token; S if the stop string ends anywhere inside it.
+    """
+    pattern = stop.encode()
+    size = len(pattern)
+    bytewise = _byte_transitions(pattern)
+    lengths = np.array([len(piece) for piece in pieces])
+    order = np.argsort(-lengths, kind="stable")
+    longest = int(lengths.max(initial=0))
+    text = np.zeros((len(pieces), longest), dtype=np.uint8)
+    for index, piece in enumerate(pieces):
+        text[index, : len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+    states = np.repeat(np.arange(size + 1)[:, None], len(pieces), axis=1)
+    matched = np.zeros_like(states, dtype=bool)
+    for place in range(longest):
+        alive = order[: int((lengths > place).sum())]
+        states[:, alive] = bytewise[states[:, alive], text[alive, place][None, :]]
+        matched[:, alive] |= states[:, alive] == size
+    return np.where(matched, size, states).astype(np.int16)
+
+
+class StopRules:
+    """End-of-sequence tokens and stop strings of one vocabulary, on one device.
+
+    A stop string that is itself a special token, such as `<|im_end|>`, counts as an end-of-sequence token.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], end_ids: Sequence[int], stop: Sequence[str], device: torch.device):
+        tables = [token_transitions(pieces, string) for string in stop]
+        self._tables = [torch.from_numpy(table).to(device) for table in tables]
+        self._is_end = torch.zeros(len(pieces), dtype=torch.bool, device=device)
+        self._is_end[list(end_ids)] = True
+
+    def start(self, rows: int) -> list[Tensor]:
+        """Nothing matched yet: one [rows] state per stop string."""
+        return [torch.zeros(rows, dtype=torch.int16, device=table.device) for table in self._tables]
+
+    def advance(self, states: Sequence[Tensor], tokens: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Moves every row by one token.
+
+        Args:
+            states: of `start` or the previous call.
+            tokens: [rows] sampled ids.
+
+        Returns:
+            The new states; [rows] bool, whether the token ends the sequence; [rows] bool, whether it completes a stop
+            string.
+        """
+        moved = [table[state.long(), tokens] for table, state in zip(self._tables, states, strict=True)]
+        ended = self._is_end[tokens]
+        stopped = torch.zeros_like(ended)
+        for table, state in zip(self._tables, moved, strict=True):
+            stopped = stopped | (state == table.shape[0] - 1)
+        return moved, ended, stopped
+
+
+def cut_after_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to and including the stop string that ended it (the last one; only one token follows its start)."""
+    ends = [text.rfind(string) + len(string) for string in stop if string in text]
+    return text[: min(ends)] if ends else text

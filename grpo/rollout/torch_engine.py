@@ -1,0 +1,135 @@
+"""The engine for CPU, MPS and any GPU without vLLM: it samples from the policy's own weights.
+
+Each prompt is run once and its cache forked to its samples. Rows that have ended leave the batch when they are half of
+it. Sampling is keyed by (seed, step, problem, sample, position): see `grpo.rollout.sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grpo.rollout.decoder import Decoder
+from grpo.rollout.stopping import StopRules, cut_after_stop
+from grpo.rollout.vocabulary import token_bytes
+from grpo.rollout.wave import Request, Wave, WaveOutput
+from grpo.types import Completion, FinishReason, SampleKey, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+class TorchEngine:
+    """Implements `grpo.types.Engine` over a policy that is in this process."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        end_ids: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        cache_tokens: int,
+    ):
+        """Refers to the model's weights where dtype and device allow it.
+
+        Args:
+            model: a transformers causal language model of a family that `Decoder` knows.
+            tokenizer: its tokenizer.
+            end_ids: tokens that end a completion.
+            dtype: of matrix products.
+            device: where to sample.
+            cache_tokens: positions that the key-value cache holds at once, over all rows.
+        """
+        self._decoder = Decoder(model, dtype=dtype, device=device)
+        self._tokenizer = tokenizer
+        self._pieces = token_bytes(tokenizer, model.config.vocab_size)
+        self._end_ids = tuple(end_ids)
+        self._device = device
+        self._cache_tokens = cache_tokens
+        self._version = 0
+        self._rules: dict[tuple[str, ...], StopRules] = {}
+
+    @property
+    def version(self) -> int:
+        """Of the weights that are in use."""
+        return self._version
+
+    def sync(self, model: Any, version: int) -> None:
+        """Takes over the model's weights; nothing is copied where the policy's weights are used as they are."""
+        self._decoder.load(model)
+        self._version = version
+
+    def close(self) -> None:
+        """Nothing is held that the policy does not hold."""
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[SampleKey]], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """See `grpo.types.Engine`.
+
+        Raises:
+            ValueError: an empty prompt, or one that leaves no room for max_tokens in the context.
+        """
+        self._check(prompts, sampling)
+        requests = [Request(place, *pair) for place, pair in enumerate(zip(prompts, keys, strict=True))]
+        results: list[list[Completion]] = [[] for _ in requests]
+        for wave in self._waves(requests, sampling):
+            output = Wave(self._decoder, self._stop_rules(sampling.stop), sampling, self._end_ids).run(wave)
+            completions = iter(self._completions(output, sampling))
+            for request in wave:
+                results[request.place] += [next(completions) for _ in request.keys]
+        return results
+
+    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        context = self._decoder.config.max_position_embeddings
+        for place, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {place} is empty; give it at least one token")
+            if len(prompt) + sampling.max_tokens > context:
+                raise ValueError(
+                    f"prompt {place} has {len(prompt)} tokens, which with max_tokens={sampling.max_tokens} is more "
+                    f"than the model's context of {context}; use max_tokens={max(context - len(prompt), 0)} or less"
+                )
+
+    def _waves(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
+        """Longest prompts first, as many rows at once as the cache holds; a group may be split over two waves."""
+        waves: list[list[Request]] = []
+        room = 0
+        for request in sorted(requests, key=lambda request: (-len(request.prompt), request.place)):
+            keys = list(request.keys)
+            while keys:
+                if room == 0:
+                    longest = len(request.prompt) + sampling.max_tokens
+                    room = max(1, self._cache_tokens // longest)
+                    waves.append([])
+                taken, keys = keys[:room], keys[room:]
+                waves[-1].append(Request(request.place, request.prompt, taken))
+                room -= len(taken)
+        return waves
+
+    def _stop_rules(self, stop: tuple[str, ...]) -> StopRules:
+        if stop not in self._rules:
+            added = self._tokenizer.added_tokens_decoder
+            special = {token.content: index for index, token in added.items() if token.special}
+            ends = {*self._end_ids, *(special[string] for string in stop if string in special)}
+            strings = [string for string in stop if string not in special]
+            self._rules[stop] = StopRules(self._pieces, sorted(ends), strings, self._device)
+        return self._rules[stop]
+
+    def _completions(self, output: WaveOutput, sampling: Sampling) -> list[Completion]:
+        ids = [row[:length] for row, length in zip(output.tokens.tolist(), output.lengths.tolist(), strict=True)]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [
+            Completion(
+                token_ids=tuple(row),
+                sampler_log_probs=tuple(scores[: len(row)]),
+                text=cut_after_stop(text, sampling.stop) if stop else text,
+                finish_reason=FinishReason.stop if stop else FinishReason.length,
+                version=self._version,
+            )
+            for row, scores, text, stop in zip(ids, output.log_probs.tolist(), texts, output.stopped.tolist(), strict=True)
+        ]

@@ -1,0 +1,183 @@
+"""The entry point: `python -m grpo.train experiment=quickstart`.
+
+@hydra.main composes the config, `to_run_config` freezes it, `build_run` makes policy, engine and grader from it, and
+`grpo.loop.train` does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from grpo.config import RunConfig, WarmStartConfig, config_path, register, to_dict, to_run_config
+from grpo.errors import user_errors
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=config_path(), config_name="config")
+def _hydra_main(cfg: DictConfig) -> None:
+    raise SystemExit(run_config(to_run_config(cfg), Path(HydraConfig.get().runtime.output_dir)))
+
+
+def main() -> None:
+    """What `python -m grpo.train` does."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `user_errors` as they are
+    with user_errors():
+        _hydra_main()
+
+
+def run_config(cfg: RunConfig, folder: Path) -> int:
+    """Trains as the config says, in that folder.
+
+    Returns:
+        The exit status: 0, or 128 + the signal that ended the run.
+
+    Raises:
+        ValueError: something a user can mend; one sentence.
+        grpo.types.RunError: the run had to stop; one sentence.
+    """
+    from grpo.rollout.build import check_hardware
+    from grpo.run.console import build_console
+    from grpo.run.folder import open_run_folder
+    from grpo.run.interrupt import Interrupt
+
+    check_hardware(cfg.hardware)
+    console = build_console(cfg.logging.console, cfg.train.n_grpo_steps)
+    checkpoint = open_run_folder(cfg, folder, console.warn)
+    console.say(f"run folder: {folder}")
+    for note in cfg.loss.notes():
+        console.warn(note)
+    with Interrupt() as interrupt:
+        try:
+            return _train(cfg, folder, checkpoint, console, interrupt)
+        finally:
+            console.finish()
+
+
+def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any) -> int:
+    from grpo.loop import train
+    from grpo.run.checkpoints import TrainState, load_checkpoint
+
+    run = build_run(cfg, folder, console, interrupt)
+    state = TrainState()
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, run.policy.model, run.policy.optimizer)
+        console.say(f"resumed from {checkpoint}: step {state.step} of {cfg.train.n_grpo_steps}")
+    try:
+        console.start()
+        state = train(run, state)
+    finally:
+        console.finish()
+        run.recorder.close()
+        run.grader.close()
+        run.engine.close()
+    if interrupt.signal:
+        console.say(f"stopped by {interrupt.signal.name} after step {state.step}; to go on: {resume_command(folder)}")
+        return interrupt.exit_status
+    _summarise(cfg, run, folder)
+    return 0
+
+
+def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any) -> Any:
+    """Policy, rollout engine, grader and data of a config, as a `grpo.loop.Run`.
+
+    Raises:
+        ValueError: something a user can mend; one sentence.
+    """
+    import torch
+
+    from grpo.data.dataset import load_data
+    from grpo.data.encode import encode_prompts
+    from grpo.data.prompts import load_template
+    from grpo.loop import Run
+    from grpo.policy.build import build_policy, load_policy_model
+    from grpo.policy.load import end_token_ids, load_tokenizer
+    from grpo.reward.functions import build_grader
+    from grpo.rollout.build import build_engine
+    from grpo.run.recorder import Recorder
+
+    if cfg.hardware.num_threads is not None:
+        torch.set_num_threads(cfg.hardware.num_threads)
+    template = load_template(cfg.data.prompt, cfg.data.stop)
+    data = load_data(cfg.data)
+    for note in data.notes:
+        console.warn(note)
+    test = data.test[: cfg.evaluation.num_problems]
+    cfg = with_model_folder(cfg, console)
+    tokenizer = load_tokenizer(cfg.model)
+    model = load_policy_model(cfg)
+    longest = max(cfg.sampling.max_tokens, cfg.evaluation.max_tokens or 0)
+    context = model.config.max_position_embeddings
+    prompt_ids = encode_prompts([*data.train, *test], template, tokenizer, context=context, max_tokens=longest)
+    end_ids = end_token_ids(model, tokenizer)
+    policy, compute_dtype = build_policy(cfg, model, end_ids)
+    console.say(
+        f"{cfg.model.name} on {cfg.hardware.name}: {len(data.train)} training and {len(test)} held-out problems, "
+        f"prompts of {min(map(len, prompt_ids.values()))} to {max(map(len, prompt_ids.values()))} tokens"
+    )
+    return Run(
+        cfg=cfg,
+        policy=policy,
+        engine=build_engine(cfg.hardware, model, tokenizer, end_ids=end_ids, compute_dtype=compute_dtype),
+        grader=build_grader(cfg.reward),
+        tokenizer=tokenizer,
+        prompt_ids=prompt_ids,
+        train=data.train,
+        test=test,
+        stop=template.stop,
+        compute_dtype=compute_dtype,
+        recorder=Recorder(folder, console, cfg.logging, to_dict(cfg)),
+        interrupt=interrupt,
+    )
+
+
+def with_model_folder(cfg: RunConfig, console: Any) -> RunConfig:
+    """The config with `model.path` set: a model that is to be built is built, and warm-started, first."""
+    if cfg.model.path is not None:
+        return cfg
+    from grpo.warm_start import built_model_folder
+
+    folder = built_model_folder(cfg, console.say)
+    return replace(cfg, model=replace(cfg.model, path=str(folder), tokenizer=None, warm_start=WarmStartConfig()))
+
+
+def resume_command(folder: Path) -> str:
+    """The command line that continues the run of a folder."""
+    overrides: Sequence[str] = HydraConfig.get().overrides.task
+    kept = [item for item in overrides if item.split("=")[0] not in ("resume", "output_dir")]
+    return " ".join(["python -m grpo.train", *kept, f"resume={folder}"])
+
+
+def _summarise(cfg: RunConfig, run: Any, folder: Path) -> None:
+    """Prints accuracy before and after, two completions side by side, and where the files are."""
+    from grpo.run.summary import Comparison, RunSummary, print_summary
+
+    last = cfg.train.n_grpo_steps
+    by_step = {row["step"]: row for row in run.recorder.read_metrics() if "eval/accuracy" in row}
+    before, after = run.recorder.read_evaluation(0), run.recorder.read_evaluation(last)
+    pairs = list(zip(before, after, strict=False))
+    improved = [pair for pair in pairs if pair[1]["answer_reward"] > pair[0]["answer_reward"]]
+    shown = next(iter(improved or pairs), None)
+    comparison = shown and Comparison(
+        question=shown[0]["question"],
+        answer=shown[0]["gold"],
+        before=shown[0]["completion"],
+        before_right=bool(shown[0]["answer_reward"]),
+        after=shown[1]["completion"],
+        after_right=bool(shown[1]["answer_reward"]),
+    )
+    files = [("run folder", folder), ("curves", folder / "curves.png"), ("metrics", folder / "metrics.jsonl")]
+    files.append(("weights", folder / "checkpoints" / f"step_{last:06d}"))
+    print_summary(RunSummary(by_step.get(0, {}), by_step.get(last, {}), comparison, files), cfg.logging.console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Launchers that Hydra finds by their place under `hydra_plugins`."""
