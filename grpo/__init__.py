@@ -3,12 +3,27 @@
 import os
 import sys
 from pathlib import Path
+from types import TracebackType
 
 __version__ = "0.1.0"
 
 # Before torch loads OpenMP: its threads otherwise spin while they wait, which on cores that are shared with anything
 # else makes small models 10 to 30 times slower (12,000 against 340 to 890 tokens/s, two threads, busy machine).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+
+def _end_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a command still imports torch: a line and status 130, as later on, instead of a traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print("grpo: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+if sys.argv[:1] == ["-m"]:  # so it is while `python -m grpo.<command>` looks for the command
+    sys.excepthook = _end_quietly
 
 # Hydra looks for its plugins on sys.path; an installation puts them there, a bare checkout does not.
 _launchers = Path(__file__).resolve().parent.parent / "launchers"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from grpo.types import RunError
 
+_WRONG_TYPE = re.compile(r"Error merging override (?P<override>.+)")
 _COULD_NOT_OVERRIDE = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 
@@ -21,11 +24,16 @@ _COULD_NOT_OVERRIDE = re.compile(r"Could not override '(?P<key>[^']+)'")
 def user_errors() -> Iterator[None]:
     """Turns errors that a user can cause into a sentence on standard error and exit status 1.
 
-    GRPO_FULL_ERROR=1 in the environment lets them through with their traceback.
+    Ctrl-C ends the program with a line and status 130. GRPO_FULL_ERROR=1 in the environment lets errors through with
+    their traceback.
     """
     try:
         yield
-    except (ValueError, RunError, HydraException, OmegaConfBaseException) as error:
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        print("grpo: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except (ValueError, RunError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
         if os.environ.get("GRPO_FULL_ERROR") == "1":
             raise
         sys.stdout.flush()
@@ -37,10 +45,14 @@ def sentence(error: Exception) -> str:
     """The error's own words, in one line, with the near names where a name is unknown."""
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
-    match = _COULD_NOT_OVERRIDE.search(str(error))
-    if match:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}; check its path, its permissions and the room on its disk"
+    if match := _COULD_NOT_OVERRIDE.search(str(error)):
         return _unknown_key(match["key"])
     cause = error.__cause__
+    if (match := _WRONG_TYPE.fullmatch(str(error))) and cause is not None:
+        reason = str(cause).splitlines()[0]
+        return f"{match['override']} does not fit ({reason}); `python -m grpo.train --cfg job` prints values that do"
     words = str(cause) if isinstance(error, HydraException) and cause is not None else str(error)
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("reference_type=", "object_type="))]
@@ -49,7 +61,7 @@ def sentence(error: Exception) -> str:
 
 
 def _unknown_option(error: MissingConfigException) -> str:
-    """"loss/grpo_clp" with the options that the group has."""
+    """The option that does not exist, and those that do."""
     missing = str(error.missing_cfg_file)
     group, _, name = missing.rpartition("/")
     options = sorted(error.options or ())

@@ -95,7 +95,7 @@ def train(run: Run, state: TrainState) -> TrainState:
         if is_due(step, cfg.evaluation.eval_steps, cfg.train.n_grpo_steps):
             metrics |= evaluate_policy(run, step)
         record_step(run, step, groups, batch, metrics)
-        if is_due(step, cfg.checkpoint.save_steps, cfg.train.n_grpo_steps):
+        if is_due(step, cfg.checkpoint.save_steps, cfg.train.n_grpo_steps) and not state.skipped_in_a_row:
             saved = save(run, state) or saved
     if state.step > saved:
         save(run, state)
@@ -237,9 +237,7 @@ def save(run: Run, state: TrainState) -> int | None:
     keep_last = run.cfg.checkpoint.keep_last
     try:
         with run.recorder.phase("save"):
-            save_checkpoint(
-                folder, state, run.policy.model, run.tokenizer, run.policy.optimizer, keep_last=keep_last
-            )
+            save_checkpoint(folder, state, run.policy.model, run.tokenizer, run.policy.optimizer, keep_last=keep_last)
     except (OSError, SafetensorError) as error:
         run.recorder.console.warn(
             f"the checkpoint of step {state.step} could not be saved ({error}); the last whole one stays, and the run "

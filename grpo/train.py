@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ register()
 
 @hydra.main(version_base="1.3", config_path=config_path(), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
-    raise SystemExit(run_config(to_run_config(cfg), Path(HydraConfig.get().runtime.output_dir)))
+    with user_errors():  # here too: Hydra adds a line of its own to what leaves a job
+        raise SystemExit(run_config(to_run_config(cfg), Path(HydraConfig.get().runtime.output_dir)))
 
 
 def main() -> None:
@@ -49,17 +51,28 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
     from grpo.run.folder import open_run_folder
     from grpo.run.interrupt import Interrupt
 
+    quiet_libraries()
     check_hardware(cfg.hardware)
     console = build_console(cfg.logging.console, cfg.train.n_grpo_steps)
     checkpoint = open_run_folder(cfg, folder, console.warn)
     console.say(f"run folder: {folder}")
     for note in cfg.loss.notes():
         console.warn(note)
-    with Interrupt() as interrupt:
-        try:
-            return _train(cfg, folder, checkpoint, console, interrupt)
-        finally:
-            console.finish()
+    try:
+        return _train(cfg, folder, checkpoint, console, Interrupt(console.warn))
+    finally:
+        console.finish()
+
+
+def quiet_libraries() -> None:
+    """Leaves the terminal to the run: no progress bars of transformers, and of its notes only errors.
+
+    Downloads keep their bars, which are huggingface_hub's.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any) -> int:
@@ -73,13 +86,14 @@ def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, 
         console.say(f"resumed from {checkpoint}: step {state.step} of {cfg.train.n_grpo_steps}")
     try:
         console.start()
-        state = train(run, state)
+        with interrupt:  # not before: until there is something to save, Ctrl-C ends the program at once
+            state = train(run, state)
     finally:
         console.finish()
         run.recorder.close()
         run.grader.close()
         run.engine.close()
-    if interrupt.signal:
+    if interrupt.signal and state.step < cfg.train.n_grpo_steps:
         console.say(f"stopped by {interrupt.signal.name} after step {state.step}; to go on: {resume_command(folder)}")
         return interrupt.exit_status
     _summarise(cfg, run, folder)
@@ -151,9 +165,11 @@ def with_model_folder(cfg: RunConfig, console: Any) -> RunConfig:
 
 def resume_command(folder: Path) -> str:
     """The command line that continues the run of a folder."""
+    from hydra_plugins.grpo_launchers.subprocess_launcher import quoted
+
     overrides: Sequence[str] = HydraConfig.get().overrides.task
     kept = [item for item in overrides if item.split("=")[0] not in ("resume", "output_dir")]
-    return " ".join(["python -m grpo.train", *kept, f"resume={folder}"])
+    return shlex.join(["python", "-m", "grpo.train", *kept, f"resume={quoted(str(folder))}"])
 
 
 def _summarise(cfg: RunConfig, run: Any, folder: Path) -> None:

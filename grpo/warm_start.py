@@ -23,7 +23,8 @@ from grpo.config import RunConfig, WarmStartConfig, compose_run_config, to_dict
 from grpo.data.arithmetic import demonstration, exercises
 from grpo.data.prompts import PromptTemplate, load_template
 from grpo.errors import user_errors
-from grpo.policy.load import build_model, build_small_tokenizer, load_tokenizer, torch_dtype
+from grpo.policy.load import build_model, load_tokenizer, torch_dtype
+from grpo.policy.small_tokenizer import build_small_tokenizer
 from grpo.run.files import replace_folder, sweep_leftovers
 
 _VERSION = 1  # of this recipe: a change of it makes new folders
@@ -102,6 +103,7 @@ def _train(model: Any, tokenizer: Any, template: PromptTemplate, cfg: RunConfig,
             last = now
             left = (now - start) / step * (warm.steps - step)
             say(f"warm start: step {step}/{warm.steps}, loss {loss.item():.3f}, {left:.0f} s left")
+    say(f"warm start: done in {time.perf_counter() - start:.1f} s")
 
 
 def _learning_rate(warm: WarmStartConfig, step: int) -> float:

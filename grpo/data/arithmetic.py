@@ -148,7 +148,9 @@ def _problems(cfg: DataConfig, number: int, *, held_out: bool) -> list[Problem]:
         if len(found) == number:
             return list(found.values())
     wanted = "num_test" if held_out else "num_train"
-    raise ValueError(f"data.{wanted}={number} is more than the {len(found)} problems of data.level={cfg.level}; use less")
+    raise ValueError(
+        f"data.{wanted}={number} is more than the {len(found)} problems of data.level={cfg.level}; use less"
+    )
 
 
 def train_problems(cfg: DataConfig) -> list[Problem]:

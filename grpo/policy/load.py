@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from grpo.config import BuildConfig, DType, ModelConfig
-from grpo.policy.small_tokenizer import build_small_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +66,7 @@ def load_model(cfg: ModelConfig, *, dtype: torch.dtype, device: torch.device) ->
     except (OSError, ValueError, KeyError) as error:
         raise _hub_error("model", path, error) from error
     model.config.attention_dropout = 0.0
-    return model.to(device)
+    return cast(Any, model).to(device)
 
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
@@ -131,7 +130,7 @@ def build_model(
         tie_word_embeddings=cfg.tie_word_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
         pad_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
@@ -148,8 +147,5 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Tokens that end a completion: the tokenizer's, and those of the model's generation config."""
     generation = getattr(model, "generation_config", None)
     listed = getattr(generation, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    ids = {cast(int, tokenizer.eos_token_id), *(listed if isinstance(listed, list) else [listed])}
     return tuple(sorted(token for token in ids if token is not None))
-
-
-__all__ = ["build_model", "build_small_tokenizer", "end_token_ids", "load_model", "load_tokenizer", "torch_dtype"]

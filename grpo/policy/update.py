@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ class _TokenTargets:
     ref: list[Tensor] | None
 
 
+def _checkpoint_activations(model: Any) -> None:
+    """Layers keep their inputs only and compute the rest again in the backward pass."""
+    arguments = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(arguments)
+    else:  # the name before transformers 5.2x
+        model.gradient_checkpointing_enable(arguments)
+    model.train()  # layers do it in training mode only; dropout is 0
+
+
 class Policy:
     """The model being trained, with its optimiser."""
 
@@ -59,7 +69,9 @@ class Policy:
 
         Args:
             model: on the policy's device, its weights the masters.
-            train, loss, hardware: of the run config.
+            train: of the run config.
+            loss: of the run config.
+            hardware: of the run config.
             forward: how log-probs are computed.
             max_tokens: the longest response, the constant of `constant_length`.
             seed: of the order of sequences where a step has several optimiser steps.
@@ -71,8 +83,7 @@ class Policy:
         self._max_tokens, self._seed, self._reference = max_tokens, seed, reference
         self._device = next(model.parameters()).device
         if hardware.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()  # layers checkpoint in training mode only; dropout is 0
+            _checkpoint_activations(model)
 
     def log_probs(self, batch: TrainBatch) -> list[Tensor]:
         """[T_i] log-probs of every response under the current weights, without gradient, on the CPU."""

@@ -6,6 +6,7 @@ one and forgotten in the other. N tokens, H hidden size, V vocabulary; log-probs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -189,5 +190,5 @@ def chunked_log_probs(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} "
             "do not fit as [N, H], [V, H] and [N]"
         )
-    result = _ChunkedLogProbs.apply(hidden, weight, targets, banned, distribution, chunk_tokens)
-    return cast("tuple[Tensor, Tensor]", result)
+    apply = cast("Callable[..., tuple[Tensor, Tensor]]", cast(Any, _ChunkedLogProbs).apply)
+    return apply(hidden, weight, targets, banned, distribution, chunk_tokens)

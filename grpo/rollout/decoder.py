@@ -57,8 +57,8 @@ class KeyValueCache:
     values: tuple[Tensor, ...]
     valid: Tensor | None
 
-    def select(self, rows: Tensor) -> KeyValueCache:
-        """The cache of these rows only."""
+    def select(self, rows: Tensor | slice) -> KeyValueCache:
+        """The cache of these rows only: a copy, or a view where `rows` is a slice."""
         return KeyValueCache(
             keys=tuple(layer[rows] for layer in self.keys),
             values=tuple(layer[rows] for layer in self.values),
@@ -89,8 +89,8 @@ class Decoder:
 
         Args:
             model: a transformers causal language model of a supported family.
-            dtype: of matrix products. Where it is narrower than the weights, activations between layers stay in the
-                weights' dtype, as they do in the policy under autocast.
+            dtype: of matrix products. Where it is narrower than the weights, everything between them is in the
+                weights' dtype, as it is in the policy under autocast.
             device: where to run.
         """
         check_supported(model.config)
@@ -103,8 +103,12 @@ class Decoder:
     def load(self, model: Any) -> None:
         """Takes over the model's current weights."""
 
-        def weight(parameter: Tensor | None) -> Tensor | None:
-            return None if parameter is None else parameter.detach().to(device=self.device, dtype=self.dtype)
+        def taken(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+            return parameter.detach().to(device=self.device, dtype=dtype)
+
+        def linear(module: Any) -> tuple[Tensor, Tensor | None]:
+            bias = None if module.bias is None else taken(module.bias, self.dtype)
+            return taken(module.weight, self.dtype), bias
 
         names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
         names += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -112,21 +116,21 @@ class Decoder:
         self._layers: list[dict[str, Any]] = []
         for layer in model.model.layers:
             modules = dict(layer.named_modules())
-            linears = {name.split(".")[-1]: (weight(modules[name].weight), weight(modules[name].bias)) for name in names}
-            self._layers.append(
-                linears | {name.split(".")[-1]: weight(modules[name].weight) for name in norms if name in modules}
-            )
-        self._embedding = weight(model.model.embed_tokens.weight)
-        self._final_norm = weight(model.model.norm.weight)
-        tied = model.lm_head.weight is model.model.embed_tokens.weight
-        self._head = self._embedding if tied else weight(model.lm_head.weight)
+            weights: dict[str, Any] = {name.split(".")[-1]: linear(modules[name]) for name in names}
+            for name in norms:
+                if name in modules:
+                    weights[name.split(".")[-1]] = taken(modules[name].weight, self._residual_dtype)
+            self._layers.append(weights)
+        self._embedding = taken(model.model.embed_tokens.weight, self._residual_dtype)
+        self._final_norm = taken(model.model.norm.weight, self._residual_dtype)
+        self._head = taken(model.lm_head.weight, self.dtype)
 
     def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [length, D] each."""
         positions = torch.arange(length, device=self._rotary.inv_freq.device).unsqueeze(0)
         like = torch.empty(0, dtype=self._residual_dtype, device=self._rotary.inv_freq.device)
         cos, sin = self._rotary(like, positions)
-        return cos[0].to(self.device, self.dtype), sin[0].to(self.device, self.dtype)
+        return cos[0].to(self.device), sin[0].to(self.device)
 
     def new_cache(self, rows: int, length: int, valid: Tensor | None) -> KeyValueCache:
         """Room for `length` positions of so many rows."""
@@ -153,15 +157,15 @@ class Decoder:
         """
         mask = _attention_mask(cache, tokens.shape[1], start)
         cos, sin = rotary[0].unsqueeze(1), rotary[1].unsqueeze(1)
-        hidden = F.embedding(tokens, self._embedding).to(self._residual_dtype)
+        hidden = F.embedding(tokens, self._embedding)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            normed = self._norm(hidden, layer["input_layernorm"])
+            normed = self._norm(hidden, layer["input_layernorm"]).to(self.dtype)
             attended = self._attention(layer, normed, cos, sin, keys, values, start, mask)
             hidden = hidden + F.linear(attended, *layer["o_proj"])
-            normed = self._norm(hidden, layer["post_attention_layernorm"])
+            normed = self._norm(hidden, layer["post_attention_layernorm"]).to(self.dtype)
             gated = F.silu(F.linear(normed, *layer["gate_proj"])) * F.linear(normed, *layer["up_proj"])
             hidden = hidden + F.linear(gated, *layer["down_proj"])
-        return self._norm(hidden[:, -1], self._final_norm)
+        return self._norm(hidden[:, -1], self._final_norm).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, V] of [R, H]."""
@@ -169,7 +173,7 @@ class Decoder:
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         normed = F.rms_norm(hidden.float(), (hidden.shape[-1],), eps=self.config.rms_norm_eps)
-        return normed.to(self.dtype) * weight
+        return normed.to(hidden.dtype) * weight
 
     def _attention(
         self,
@@ -193,7 +197,7 @@ class Decoder:
         end = start + length
         keys[:, :, start:end] = _rotate(key.transpose(1, 2), cos, sin)
         values[:, :, start:end] = value.transpose(1, 2)
-        query = _rotate(query.transpose(1, 2), cos, sin)
+        query = _rotate(query.transpose(1, 2), cos, sin).to(self.dtype)
         if length == 1:  # the g query heads of one key-value head attend to it as if they were g positions
             query = query.reshape(rows, heads, -1, size)
             attended = F.scaled_dot_product_attention(query, keys[:, :, :end], values[:, :, :end], attn_mask=mask)

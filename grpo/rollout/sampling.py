@@ -39,8 +39,12 @@ def sample_tokens(
 
     token = min { v : Σ_{u <= v} π(u) > uniform · Σ_u π(u) }
 
+    A GPU adds in parallel, so that float32 sums over 150k tokens would waver by more than an unlikely token's
+    probability, and tokens of probability 0 could be drawn; hence float64 there. A CPU adds in order.
+
     Args:
-        logits: [R, V].
+        logits: [R, V]. A row that holds nan or inf gives any token, and nan as its log-prob: the update then skips the
+            step for its loss is not finite, and the canary stops the run.
         uniform: [R] in [0, 1), or None for the most likely token.
         distribution: what to sample from.
         banned: [R] bool, see `sampled_log_probs`.
@@ -52,7 +56,8 @@ def sample_tokens(
     if uniform is None:
         tokens = log_probs.argmax(dim=-1)
     else:
-        cumulative = log_probs.exp().cumsum(dim=-1)
+        dtype = torch.float64 if logits.device.type == "cuda" else torch.float32
+        cumulative = log_probs.exp().cumsum(dim=-1, dtype=dtype)
         threshold = uniform.unsqueeze(1) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
         tokens = tokens.clamp_max(logits.shape[-1] - 1)

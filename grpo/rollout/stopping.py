@@ -29,7 +29,7 @@ def _byte_transitions(pattern: bytes) -> np.ndarray:
     return table
 
 
-def token_transitions(pieces: Sequence[bytes], stop: str) -> np.ndarray:
+def token_transitions(pieces: Sequence[bytes], stop: str) -> tuple[np.ndarray, np.ndarray]:
     """The automaton over tokens.
 
     Args:
@@ -37,7 +37,8 @@ def token_transitions(pieces: Sequence[bytes], stop: str) -> np.ndarray:
         stop: the string, S bytes long, not empty.
 
     Returns:
-        [S + 1, V] int16: bytes matched after the token; S if the stop string ends anywhere inside it.
+        [S + 1, V] int16, bytes matched after the token; [S + 1, V] bool, whether the stop string ends in the token,
+        be it before the token's last byte.
     """
     pattern = stop.encode()
     size = len(pattern)
@@ -54,18 +55,19 @@ def token_transitions(pieces: Sequence[bytes], stop: str) -> np.ndarray:
         alive = order[: int((lengths > place).sum())]
         states[:, alive] = bytewise[states[:, alive], text[alive, place][None, :]]
         matched[:, alive] |= states[:, alive] == size
-    return np.where(matched, size, states).astype(np.int16)
+    return states.astype(np.int16), matched
 
 
 class StopRules:
     """End-of-sequence tokens and stop strings of one vocabulary, on one device.
 
-    A stop string that is itself a special token, such as `<|im_end|>`, counts as an end-of-sequence token.
+    Every row has one int16 per stop string: twice the number of bytes matched, plus 1 if the string ended in the last
+    token. The two are not the same: after "abx" nothing of "ab" is matched.
     """
 
     def __init__(self, pieces: Sequence[bytes], end_ids: Sequence[int], stop: Sequence[str], device: torch.device):
-        tables = [token_transitions(pieces, string) for string in stop]
-        self._tables = [torch.from_numpy(table).to(device) for table in tables]
+        tables = [2 * states + matched for states, matched in (token_transitions(pieces, string) for string in stop)]
+        self._tables = [torch.from_numpy(table.astype(np.int16)).to(device) for table in tables]
         self._is_end = torch.zeros(len(pieces), dtype=torch.bool, device=device)
         self._is_end[list(end_ids)] = True
 
@@ -84,15 +86,34 @@ class StopRules:
             The new states; [rows] bool, whether the token ends the sequence; [rows] bool, whether it completes a stop
             string.
         """
-        moved = [table[state.long(), tokens] for table, state in zip(self._tables, states, strict=True)]
+        moved = [table[(state >> 1).long(), tokens] for table, state in zip(self._tables, states, strict=True)]
         ended = self._is_end[tokens]
         stopped = torch.zeros_like(ended)
-        for table, state in zip(self._tables, moved, strict=True):
-            stopped = stopped | (state == table.shape[0] - 1)
+        for state in moved:
+            stopped = stopped | (state & 1).bool()
         return moved, ended, stopped
 
 
-def cut_after_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to and including the stop string that ended it (the last one; only one token follows its start)."""
-    ends = [text.rfind(string) + len(string) for string in stop if string in text]
-    return text[: min(ends)] if ends else text
+def cut_after_stop(text: str, written: Sequence[bytes], stop: Sequence[str]) -> str:
+    """The text up to and including the first stop string that ends in its last token.
+
+    Occurrences that end before the last token came before min_tokens, and are none of a stop string's business.
+
+    Args:
+        text: the decoded tokens.
+        written: what each token writes.
+        stop: the strings.
+
+    Returns:
+        A beginning of the text; all of it if no stop string ends in the last token. What follows a stop string starts
+        at a character's first byte, so that its length in characters is known without the rest of the text.
+    """
+    before = b"".join(written[:-1])
+    rests: list[bytes] = []
+    for pattern in (string.encode() for string in stop):
+        overlap = before[max(0, len(before) - len(pattern) + 1) :]  # a whole pattern cannot stand before the token
+        _, found, rest = (overlap + written[-1]).partition(pattern)
+        if found:
+            rests.append(rest)
+    surplus = max(rests, key=len, default=b"").decode(errors="replace")
+    return text[: len(text) - len(surplus)]

@@ -20,6 +20,7 @@ from grpo.types import Completion, FinishReason, SampleKey, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 class TorchEngine:
     """Implements `grpo.types.Engine` over a policy that is in this process."""
 
@@ -89,10 +90,12 @@ class TorchEngine:
         for place, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(f"prompt {place} is empty; give it at least one token")
-            if len(prompt) + sampling.max_tokens > context:
+            room = context - len(prompt)
+            if sampling.max_tokens > room:
+                remedy = f"use max_tokens={room} or less" if room > 0 else "use a shorter prompt"
                 raise ValueError(
                     f"prompt {place} has {len(prompt)} tokens, which with max_tokens={sampling.max_tokens} is more "
-                    f"than the model's context of {context}; use max_tokens={max(context - len(prompt), 0)} or less"
+                    f"than the model's context of {context}; {remedy}"
                 )
 
     def _waves(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
@@ -112,24 +115,39 @@ class TorchEngine:
         return waves
 
     def _stop_rules(self, stop: tuple[str, ...]) -> StopRules:
+        """A stop string that is a special token, such as `<|im_end|>`, stops as that token and when spelled out.
+
+        Unlike an end-of-sequence token it may be sampled before min_tokens, and then does not stop.
+        """
         if stop not in self._rules:
             added = self._tokenizer.added_tokens_decoder
             special = {token.content: index for index, token in added.items() if token.special}
             ends = {*self._end_ids, *(special[string] for string in stop if string in special)}
-            strings = [string for string in stop if string not in special]
-            self._rules[stop] = StopRules(self._pieces, sorted(ends), strings, self._device)
+            self._rules[stop] = StopRules(self._pieces, sorted(ends), stop, self._device)
         return self._rules[stop]
 
     def _completions(self, output: WaveOutput, sampling: Sampling) -> list[Completion]:
         ids = [row[:length] for row, length in zip(output.tokens.tolist(), output.lengths.tolist(), strict=True)]
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = self._texts(ids, output.stopped.tolist(), sampling.stop)
         return [
             Completion(
                 token_ids=tuple(row),
                 sampler_log_probs=tuple(scores[: len(row)]),
-                text=cut_after_stop(text, sampling.stop) if stop else text,
+                text=text,
                 finish_reason=FinishReason.stop if stop else FinishReason.length,
                 version=self._version,
             )
-            for row, scores, text, stop in zip(ids, output.log_probs.tolist(), texts, output.stopped.tolist(), strict=True)
+            for row, scores, text, stop in zip(
+                ids, output.log_probs.tolist(), texts, output.stopped.tolist(), strict=True
+            )
+        ]
+
+    def _texts(self, ids: Sequence[list[int]], stopped: Sequence[bool], stop: tuple[str, ...]) -> list[str]:
+        """The decoded completions, without their end-of-sequence token and without what follows their stop string."""
+        ended = [flag and row[-1] in self._end_ids for row, flag in zip(ids, stopped, strict=True)]
+        kept = [row[:-1] if end else row for row, end in zip(ids, ended, strict=True)]
+        texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [
+            cut_after_stop(text, [self._pieces[token] for token in row], stop) if flag and not end else text
+            for text, row, flag, end in zip(texts, ids, stopped, ended, strict=True)
         ]

@@ -18,6 +18,9 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
+_ALPHABET = _byte_level_alphabet()
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:
     """The bytes that each token id adds to a text.
 
@@ -30,22 +33,25 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
     Returns:
         `vocab_size` byte strings; special tokens and rows that no token uses write nothing.
     """
-    alphabet = _byte_level_alphabet()
-    added = tokenizer.added_tokens_decoder
-    vocabulary = {index: token for token, index in tokenizer.get_vocab().items() if index not in added}
-    sentencepiece = any(_BYTE_TOKEN.fullmatch(token) for token in vocabulary.values())
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    vocabulary = tokenizer.get_vocab()
+    has_byte_tokens = all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+    write = _sentencepiece_bytes if has_byte_tokens else _byte_level_bytes
     pieces = [b""] * vocab_size
-    for index, token in vocabulary.items():
-        if index >= vocab_size:
-            continue
-        match = _BYTE_TOKEN.fullmatch(token)
-        if match:
-            pieces[index] = bytes([int(match[1], 16)])
-        elif sentencepiece:
-            pieces[index] = token.replace("\u2581", " ").encode()
-        else:
-            pieces[index] = bytes(alphabet[char] for char in token if char in alphabet)
-    for index, token in added.items():
-        if index < vocab_size and not token.special:
-            pieces[index] = token.content.encode()
+    for token, index in vocabulary.items():
+        if index < vocab_size and index not in special:
+            pieces[index] = write(token)
     return pieces
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    """As tokenizers decodes: a token with a character outside the alphabet (an added one) stands for itself."""
+    try:
+        return bytes(_ALPHABET[char] for char in token)
+    except KeyError:
+        return token.encode()

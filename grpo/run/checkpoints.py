@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpo.run.files import replace_folder
+from grpo.run.files import remove_folder, replace_folder
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -72,7 +71,7 @@ def save_checkpoint(
         values = {"step": state.step, "skipped_in_a_row": state.skipped_in_a_row}
         (aside / "state.json").write_text(json.dumps(values))
     for old in checkpoints_in(folder)[:-keep_last]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return target
 
 

@@ -20,14 +20,15 @@ def evaluate(
     """Samples one completion of every problem in one call, and grades them.
 
     Args:
-        engine, grader: of the run.
+        engine: of the run.
+        grader: of the run.
         problems: held out.
         prompt_ids: of each problem.
         sampling: temperature 0 is greedy.
         seed: of the run. The random numbers are the same at every step, so that differences are the weights'.
 
     Returns:
-        A row for each problem, and the metrics `eval/...`. Accuracy counts grader errors as wrong, and they are counted.
+        A row for each problem, and the metrics `eval/...`. Grader errors are not right, and are counted.
     """
     keys = [SampleKey(seed, 0, place, 0) for place in range(len(problems))]
     prompts = [prompt_ids[problem] for problem in problems]

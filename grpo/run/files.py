@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+# What the writers below name their files and folders while these are not whole; nobody else's are touched.
+_SIBLING = re.compile(r"\.(tmp|old)-.+-\d+")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -57,6 +61,14 @@ def replace_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder, which is whole until it is gone."""
+    doomed = _sibling(".tmp", folder)
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
 def sweep_leftovers(folder: Path) -> None:
     """Deletes what killed writers left in `folder`, and restores a folder killed half-way through its replacement.
 
@@ -64,13 +76,13 @@ def sweep_leftovers(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    for old in sorted(folder.glob(".old-*")):
+    for old in sorted(path for path in folder.glob(".old-*") if _SIBLING.fullmatch(path.name)):
         target = folder / old.name.removeprefix(".old-").rpartition("-")[0]
         if target.exists():
             shutil.rmtree(old)
         else:
             os.rename(old, target)
-    for leftover in folder.glob(".tmp-*"):
+    for leftover in [path for path in folder.glob(".tmp-*") if _SIBLING.fullmatch(path.name)]:
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:

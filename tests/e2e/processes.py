@@ -1,0 +1,53 @@
+"""Runs in processes of their own that start at once: forked from a server that has imported everything already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["grpo.train", "grpo.loop", "grpo.rollout.torch_engine", "grpo.run.live_console", "transformers.models.qwen2"]
+)
+
+
+def start(overrides: Sequence[str], log: Path) -> ForkServerProcess:
+    """`python -m grpo.train` with these overrides; what it prints is appended to `log`."""
+    process = _SERVER.Process(target=_main, args=(list(overrides), str(log)))
+    process.start()
+    return process
+
+
+def run(overrides: Sequence[str], log: Path, timeout_s: float = 120) -> int:
+    """The exit status of `start`."""
+    process = start(overrides, log)
+    process.join(timeout_s)
+    assert process.exitcode is not None, f"still running after {timeout_s} s: {log.read_text()[-2000:]}"
+    return process.exitcode
+
+
+def wait_until(condition: Callable[[], bool], process: ForkServerProcess, timeout_s: float = 60) -> bool:
+    """Whether the condition came true while the process lived."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if process.exitcode is not None:
+            return False
+    raise TimeoutError(f"waited {timeout_s} s for process {process.pid}")
+
+
+def _main(overrides: list[str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.argv = ["grpo.train", *overrides]
+    from grpo.train import main
+
+    main()

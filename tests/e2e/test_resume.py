@@ -1,0 +1,373 @@
+"""Contracts 3 and 8: killed at any instant and resumed = never killed, and every file is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from grpo.config import compose_run_config
+from grpo.run.folder import open_run_folder
+from grpo.run.metrics import read_jsonl
+from tests.e2e import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+SEVERAL_UPDATES = ("train.epochs_per_rollout_batch=2", "train.train_batch_size=8")
+# What a step may carry over to the next besides weights: each must survive a resume.
+VARIANTS = {
+    "one_update": (),
+    "several_updates": SEVERAL_UPDATES,
+    "dynamic_sampling": ("loss=dapo", *SEVERAL_UPDATES),
+    "kl": ("loss.kl_estimator=k3", "loss.kl_coef=0.01", "train.weight_decay=0.1"),
+    "schedule": ("train.lr_schedule=cosine", "train.warmup_steps=2", "loss.importance_cap=2.0"),
+    "untied": ("model.build.tie_word_embeddings=false", "sampling.top_p=0.9", "sampling.temperature=0.8"),
+    "bfloat16": ("model.master_dtype=bfloat16", "train.canary_steps=0"),
+}
+
+Overrides = Callable[..., list[str]]
+Train = Callable[[list[str]], tuple[int, str, str]]
+Record = Callable[[Path], dict[str, Any]]
+AssertSame = Callable[[dict[str, Any], dict[str, Any]], None]
+Leftovers = Callable[[Path], list[Path]]
+
+
+def whole_files(folder: Path) -> set[str]:
+    """Reads every file that has its final name; a half-written one raises."""
+    names = set()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or name.startswith((".tmp-", ".old-")) or "/.tmp-" in name or "/.old-" in name:
+            continue
+        names.add(name)
+        match path.suffix:
+            case ".json":
+                json.loads(path.read_text())
+            case ".jsonl":
+                text = path.read_text()
+                assert text == "" or text.endswith("\n"), name
+                assert all(isinstance(json.loads(line), dict) for line in text.splitlines()), name
+            case ".safetensors":
+                assert load_file(path), name
+            case ".png":
+                Image.open(path).load()
+            case ".yaml":
+                assert path.read_text().endswith("\n"), name
+            case _:
+                raise AssertionError(f"{name} has no reader here")
+    for checkpoint in (folder / "checkpoints").glob("step_*"):
+        missing = {"model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json"} - {
+            path.name for path in checkpoint.iterdir()
+        }
+        assert not missing, f"{checkpoint.name} lacks {missing}"
+    return names
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Overrides, record: Record) -> Callable[..., Any]:
+    """The record of a run that nobody disturbs, in a process of its own; made once for each set of overrides."""
+    records: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def of(*more: str) -> dict[str, Any]:
+        if more not in records:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            status = processes.run(tiny(folder / "run", *more), folder / "log")
+            assert status == 0, (folder / "log").read_text()
+            records[more] = record(folder / "run")
+        return records[more]
+
+    return of
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_steps_equal_some_steps_and_a_resume_and_the_rest(
+    variant: str,
+    tmp_path: Path,
+    tiny: Overrides,
+    grpo_train: Train,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+) -> None:
+    # keep_last=9 keeps step 4, which the second start goes back to, and so drops two steps that were done.
+    overrides = tiny(tmp_path / "run", *VARIANTS[variant], "checkpoint.keep_last=9")
+    assert grpo_train(overrides)[0] == 0
+    whole = record(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000004"
+    status, out, _ = grpo_train([*overrides, f"resume={checkpoint}"])
+    assert status == 0
+    assert f"resumed from {checkpoint}: step 4 of 6" in out
+    assert "step_000006 comes after the checkpoint that is resumed; it is dropped and made again" in out
+    assert_same(record(tmp_path / "run"), whole)
+    assert_same(whole, undisturbed(*VARIANTS[variant]))  # nor does it matter what else the process has done
+
+
+def test_the_run_that_is_resumed_does_learn(undisturbed: Callable[..., dict[str, Any]]) -> None:
+    """Equality of two runs says nothing where the weights stand still."""
+    run = undisturbed()
+    assert [row["step"] for row in run["metrics"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(row["policy/grad_norm"] > 1e-3 for row in run["metrics"][1:])
+    assert all(moment.abs().max() > 0 for moment in run["optimizer"].values())
+    assert len({line for line in run["completions"].splitlines()}) == 6 * 4
+
+
+def test_killed_at_random_instants_equals_never_killed(
+    tmp_path: Path,
+    tiny: Overrides,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+    leftovers: Leftovers,
+) -> None:
+    run_of_kills(tmp_path, tiny, leftovers, num_kills=12, seed=0)
+    assert_same(record(tmp_path / "run"), undisturbed("checkpoint.save_steps=1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_killed_at_many_random_instants_equals_never_killed(
+    seed: int,
+    tmp_path: Path,
+    tiny: Overrides,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+    leftovers: Leftovers,
+) -> None:
+    run_of_kills(tmp_path, tiny, leftovers, num_kills=60, seed=seed)
+    assert_same(record(tmp_path / "run"), undisturbed("checkpoint.save_steps=1"))
+
+
+def run_of_kills(tmp_path: Path, tiny: Overrides, leftovers: Leftovers, *, num_kills: int, seed: int) -> None:
+    """Starts a run again and again and kills it, the first time soon; then lets it end."""
+    rng = random.Random(seed)
+    folder, log = tmp_path / "run", tmp_path / "log"
+    overrides = tiny(folder, "checkpoint.save_steps=1")
+    for _ in range(num_kills):
+        process = processes.start(overrides, log)
+        assert processes.wait_until((folder / "config.yaml").exists, process)
+        time.sleep(rng.uniform(0, 1.2))
+        process.kill()
+        process.join()
+        whole_files(folder)
+    assert processes.run(overrides, log) == 0, log.read_text()
+    assert leftovers(folder) == []
+    assert "Traceback" not in log.read_text()
+    assert whole_files(folder) == {
+        *("config.yaml", "provenance.json", "metrics.jsonl", "completions.jsonl", "curves.png"),
+        *(f"evaluations/step_{step:06d}.jsonl" for step in (0, 3, 6)),
+        *(
+            f"checkpoints/step_{step:06d}/{name}"
+            for step in (5, 6)
+            for name in ("config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors")
+            + ("state.json", "tokenizer.json", "tokenizer_config.json")
+        ),
+    }
+
+
+def test_killed_during_saves_equals_never_killed(
+    tmp_path: Path,
+    tiny: Overrides,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+    leftovers: Leftovers,
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    overrides = tiny(folder, "checkpoint.save_steps=1")
+    for num_files in (0, 1, 3, 6):  # the save has written that many files when it is killed
+        process = processes.start(overrides, log)
+        assert kill_during_save(process, folder / "checkpoints", num_files), log.read_text()
+        assert any(path.name.startswith(".tmp-step_") for path in leftovers(folder))
+        whole_files(folder)
+    assert processes.run(overrides, log) == 0, log.read_text()
+    assert leftovers(folder) == []
+    assert_same(record(folder), undisturbed("checkpoint.save_steps=1"))
+
+
+def kill_during_save(process: Any, checkpoints: Path, num_files: int) -> bool:
+    """Whether it was caught in the act: stopped, seen to be in a save, and then killed."""
+
+    def is_saving() -> bool:
+        return any(len(list(path.iterdir())) >= num_files for path in checkpoints.glob(".tmp-step_*"))
+
+    def is_caught() -> bool:
+        try:
+            if not is_saving():
+                return False
+            os.kill(process.pid, signal.SIGSTOP)
+            time.sleep(0.01)  # until the stop has come into effect
+            if is_saving():
+                return True
+        except FileNotFoundError:  # the folder got its final name just now
+            pass
+        os.kill(process.pid, signal.SIGCONT)
+        return False
+
+    caught = processes.wait_until(is_caught, process)
+    process.kill()
+    process.join()
+    return caught
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_and_the_command_it_prints_goes_on(
+    number: signal.Signals,
+    tmp_path: Path,
+    tiny: Overrides,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+) -> None:
+    folder, log = tmp_path / "a run, of mine", tmp_path / "log"  # a name that shell and Hydra must not take apart
+    overrides = [*tiny(None), f"output_dir='{folder}'"]
+    process = processes.start(overrides, log)
+    assert processes.wait_until(lambda: has_lines(folder / "metrics.jsonl", 2), process), log.read_text()
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    text = log.read_text()
+    assert process.exitcode == 128 + number, text
+    assert "Traceback" not in text
+    done = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert f"{number.name}: this step is finished and saved, then the run ends; again to end it at once" in text
+    assert f"stopped by {number.name} after step {done}; to go on: python -m grpo.train experiment=" in text
+    assert json.loads((folder / "checkpoints" / f"step_{done:06d}" / "state.json").read_text())["step"] == done < 6
+    command = shlex.split(text.partition("to go on: ")[2].splitlines()[0])
+    assert command[:3] == ["python", "-m", "grpo.train"]
+    assert processes.run(command[3:], log) == 0, log.read_text()
+    assert f"step {done} of 6" in log.read_text()
+    assert_same(record(folder), undisturbed())
+
+
+def has_lines(path: Path, number: int) -> bool:
+    return path.exists() and len(path.read_text().splitlines()) >= number
+
+
+def test_a_signal_before_the_first_step_leaves_a_run_that_its_command_starts(
+    tmp_path: Path,
+    tiny: Overrides,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+) -> None:
+    folder = tmp_path / "run"
+    open_run_folder(compose_run_config(tiny(folder)), folder, print)
+    assert processes.run([*tiny(None), f"resume={folder}"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert_same(record(folder), undisturbed())
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 1.0, 2.0])
+def test_ctrl_c_before_the_run_has_anything_to_save_ends_it_at_once(
+    delay_s: float, tmp_path: Path, tiny: Overrides
+) -> None:
+    """In the imports, or in a warm start that would take minutes."""
+    warm_start = ("model.warm_start.steps=100000", f"model.warm_start.cache_dir={tmp_path / 'cache'}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grpo.train", *tiny(tmp_path / "run", *warm_start)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "grpo: interrupted\n")
+
+
+def test_a_finished_run_started_again_prints_its_summary_and_changes_nothing(
+    tmp_path: Path, tiny: Overrides, grpo_train: Train
+) -> None:
+    folder = tmp_path / "run"
+    assert grpo_train(tiny(folder))[0] == 0
+    before = contents(folder)
+    for overrides in (tiny(folder), tiny(None, f"resume={folder}")):
+        status, out, err = grpo_train(overrides)
+        assert (status, err) == (0, "")
+        assert "step 6 of 6" in out
+        assert "accuracy, 95% interval" in out
+        after = contents(folder)
+        assert after.keys() == before.keys()
+        redrawn = {"curves.png", "provenance.json", "config.yaml"}
+        assert {name for name in before if before[name] != after[name]} <= redrawn
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_more_steps_go_on_where_a_finished_run_ended(
+    tmp_path: Path,
+    tiny: Overrides,
+    grpo_train: Train,
+    record: Record,
+    undisturbed: Callable[..., dict[str, Any]],
+    assert_same: AssertSame,
+) -> None:
+    constant = "train.lr_schedule=constant"
+    for steps in (3, 6):
+        status, out, _ = grpo_train(tiny(tmp_path / "run", constant, f"train.n_grpo_steps={steps}"))
+        assert status == 0
+    assert "step 3 of 6" in out
+    assert_same(record(tmp_path / "run"), undisturbed(constant))
+
+
+def test_resume_refuses_what_it_cannot_go_on_with(tmp_path: Path, tiny: Overrides, grpo_train: Train) -> None:
+    folder = tmp_path / "run"
+    assert grpo_train(tiny(folder))[0] == 0
+    before = contents(folder)
+    elsewhere = tmp_path / "elsewhere"
+    refused = {
+        (str(folder), "resume=never"): f"resume=never but {folder} holds a run; use another output_dir, or resume=auto",
+        (str(folder), "seed=7", "loss=rloo"): (
+            f"{folder} holds another run (loss.advantage=group_mean_std there, leave_one_out here; loss.cliprange=0.2 "
+            "there, None here; loss.name=grpo_clip there, rloo here; loss.objective=clipped_token there, reinforce "
+            "here; seed=42 there, 7 here); use its settings to go on, or another output_dir"
+        ),
+        # The schedule's end is in every step's learning rate.
+        (str(folder), "train.n_grpo_steps=9"): "train.n_grpo_steps=6 there, 9 here",
+        ("", f"resume={elsewhere}"): f"resume={elsewhere} holds no run; name a run's folder or a checkpoint in it",
+        ("", f"resume={folder}/checkpoints/step_000005"): f"use one of those in {folder}/checkpoints: step_000004",
+        (str(elsewhere), f"resume={folder}"): "are two folders; leave one of them out",
+    }
+    for (output_dir, *more), sentence in refused.items():
+        status, _, err = grpo_train(tiny(Path(output_dir) if output_dir else None, *more))
+        assert status == 1
+        assert err.startswith("grpo: ")
+        assert err.count("\n") == 1
+        assert sentence in err
+    assert contents(folder) == before
+
+
+def test_a_start_that_failed_binds_nobody_to_its_settings(
+    tmp_path: Path, tiny: Overrides, grpo_train: Train
+) -> None:
+    status, _, err = grpo_train(tiny(tmp_path / "run", "sampling.max_tokens=4000"))
+    assert (status, "more than the model's context of 2048" in err) == (1, True)
+    assert grpo_train(tiny(tmp_path / "run", "train.n_grpo_steps=1", "resume=never"))[0] == 0
+
+
+def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path, tiny: Overrides, grpo_train: Train) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert grpo_train(tiny(tmp_path / "run"))[0] == 0
+    folder = tmp_path / "run" / "checkpoints" / "step_000006"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = AutoTokenizer.from_pretrained(folder)("What is 1 + 1?", return_tensors="pt")
+    assert torch.isfinite(model(**prompt).logits).all()
+    # It is also a model to start from.
+    started = tiny(tmp_path / "second", "train.n_grpo_steps=1", f"model.path={folder}")
+    assert grpo_train(started)[0] == 0
+    assert read_jsonl(tmp_path / "second" / "metrics.jsonl")[-1]["step"] == 1
