@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-
 def _end_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Ctrl-C while a command still imports torch: a line and status 130, as later on, instead of a traceback."""
     if not issubclass(kind, KeyboardInterrupt):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -46,7 +46,13 @@ def sentence(error: Exception) -> str:
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror}; check its path, its permissions and the room on its disk"
+        return (
+            f"{error.filename or 'a file'}: {error.strerror}; check its path, its permissions and the room on its disk"
+        )
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} is no override ({' '.join(error.message.splitlines()[:1])}); write key=value, in quotes"
+        )
     if match := _COULD_NOT_OVERRIDE.search(str(error)):
         return _unknown_key(match["key"])
     cause = error.__cause__

@@ -46,12 +46,13 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
         ValueError: something a user can mend; one sentence.
         grpo.types.RunError: the run had to stop; one sentence.
     """
+    from grpo.policy.load import quiet_transformers
     from grpo.rollout.build import check_hardware
     from grpo.run.console import build_console
     from grpo.run.folder import open_run_folder
     from grpo.run.interrupt import Interrupt
 
-    quiet_libraries()
+    quiet_transformers()
     check_hardware(cfg.hardware)
     console = build_console(cfg.logging.console, cfg.train.n_grpo_steps)
     checkpoint = open_run_folder(cfg, folder, console.warn)
@@ -62,17 +63,6 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
         return _train(cfg, folder, checkpoint, console, Interrupt(console.warn))
     finally:
         console.finish()
-
-
-def quiet_libraries() -> None:
-    """Leaves the terminal to the run: no progress bars of transformers, and of its notes only errors.
-
-    Downloads keep their bars, which are huggingface_hub's.
-    """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any) -> int:
@@ -174,6 +164,7 @@ def resume_command(folder: Path) -> str:
 
 def _summarise(cfg: RunConfig, run: Any, folder: Path) -> None:
     """Prints accuracy before and after, two completions side by side, and where the files are."""
+    from grpo.run.checkpoints import checkpoints_in
     from grpo.run.summary import Comparison, RunSummary, print_summary
 
     last = cfg.train.n_grpo_steps
@@ -191,7 +182,7 @@ def _summarise(cfg: RunConfig, run: Any, folder: Path) -> None:
         after_right=bool(shown[1]["answer_reward"]),
     )
     files = [("run folder", folder), ("curves", folder / "curves.png"), ("metrics", folder / "metrics.jsonl")]
-    files.append(("weights", folder / "checkpoints" / f"step_{last:06d}"))
+    files += [("weights", checkpoint) for checkpoint in checkpoints_in(folder)[-1:]]
     print_summary(RunSummary(by_step.get(0, {}), by_step.get(last, {}), comparison, files), cfg.logging.console)
 
 

@@ -23,7 +23,7 @@ from grpo.config import RunConfig, WarmStartConfig, compose_run_config, to_dict
 from grpo.data.arithmetic import demonstration, exercises
 from grpo.data.prompts import PromptTemplate, load_template
 from grpo.errors import user_errors
-from grpo.policy.load import build_model, load_tokenizer, torch_dtype
+from grpo.policy.load import build_model, load_tokenizer, quiet_transformers, torch_dtype
 from grpo.policy.small_tokenizer import build_small_tokenizer
 from grpo.run.files import replace_folder, sweep_leftovers
 
@@ -143,6 +143,7 @@ def _batches(tokenizer: Any, template: PromptTemplate, cfg: RunConfig) -> Iterat
 def main() -> None:
     """Makes, or finds, the warm start of the config that the command line composes."""
     with user_errors():
+        quiet_transformers()
         cfg = compose_run_config(sys.argv[1:])
         if cfg.model.path is not None:
             raise ValueError(f"model.path={cfg.model.path} is not built but loaded; use model=tiny or model.path=null")

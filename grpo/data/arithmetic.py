@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from grpo.types import Problem
 
 _HELD_OUT_SHARE = 8  # one problem in eight is held out
 _DEFAULT_NUM_TRAIN = 4096
+_NUM_REPEATS = 3000  # exercises in a row that bring nothing new: a level has been seen whole
 _DEFAULT_NUM_TEST = 512
 
 
@@ -142,11 +142,15 @@ def _problems(cfg: DataConfig, number: int, *, held_out: bool) -> list[Problem]:
         ValueError: the level does not have so many.
     """
     found: dict[str, Problem] = {}
-    for exercise in islice(exercises(cfg.level, cfg.seed, held_out=held_out), 100 * number):
+    num_repeats = 0
+    for exercise in exercises(cfg.level, cfg.seed, held_out=held_out):
         name = f"arithmetic-{cfg.level}-{exercise.key}"
+        num_repeats = num_repeats + 1 if exercise.key in found else 0
         found.setdefault(exercise.key, Problem(name, exercise.question, str(exercise.answer), str(cfg.level)))
         if len(found) == number:
             return list(found.values())
+        if num_repeats == _NUM_REPEATS:
+            break
     wanted = "num_test" if held_out else "num_train"
     raise ValueError(
         f"data.{wanted}={number} is more than the {len(found)} problems of data.level={cfg.level}; use less"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 
 from grpo.config import BuildConfig, DType, ModelConfig
 
@@ -19,6 +21,17 @@ _PROBE = "What is 47 + 85?\nAssistant: <think> 7+5=12, so \\boxed{132} </think> 
 def torch_dtype(dtype: DType) -> torch.dtype:
     """The torch dtype of a config's."""
     return {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
+
+
+def quiet_transformers() -> None:
+    """Leaves the terminal to the run: no progress bars of transformers, and of its notes only errors.
+
+    Downloads keep their bars, which are huggingface_hub's.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _check_model_folder(folder: Path) -> None:
@@ -60,13 +73,38 @@ def load_model(cfg: ModelConfig, *, dtype: torch.dtype, device: torch.device) ->
     if Path(path).is_dir():
         _check_model_folder(Path(path))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, revision=cfg.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
+            path,
+            revision=cfg.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _hub_error("model", path, error) from error
+    _check_weights(model, loading["missing_keys"], path)
     model.config.attention_dropout = 0.0
     return cast(Any, model).to(device)
+
+
+def _check_weights(model: PreTrainedModel, missing: Collection[str], path: str) -> None:
+    """Every weight was there, which transformers would otherwise fill with random numbers, and is a number.
+
+    Raises:
+        ValueError: names one that is not.
+    """
+    if missing:
+        raise ValueError(
+            f"the weights of {path} lack {min(missing)} and {len(missing) - 1} others that its config.json asks for; "
+            "name a folder where both belong together"
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(
+                f"the weights of {path} hold NaN or infinity in {name}, and so would every answer; name other weights, "
+                "of an earlier checkpoint perhaps"
+            )
 
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
@@ -88,6 +126,10 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"the tokenizer of {path} has no end-of-sequence token, so no completion could end; set eos_token in its "
             "tokenizer_config.json"
+        )
+    if not tokenizer(_PROBE, add_special_tokens=False).input_ids:  # what transformers makes where there are no files
+        raise ValueError(
+            f"the tokenizer of {path} has no vocabulary; name a folder with a tokenizer: model.tokenizer=..."
         )
     _check_faithful(tokenizer, Path(path))
     return tokenizer

@@ -97,13 +97,16 @@ def load_checkpoint(checkpoint: Path, model: Any, optimizer: torch.optim.Optimiz
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(checkpoint.glob("model*.safetensors")):
         weights |= load_file(file)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = set(missing) - set(getattr(model, "_tied_weights_keys", None) or ())
-    if missing or unexpected:
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    for tied in model.all_tied_weights_keys:  # saved once, under the other name
+        expected.pop(tied, None)
+    found = {name: value.shape for name, value in weights.items()}
+    if different := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         raise ValueError(
-            f"checkpoint {checkpoint} does not fit the model: {sorted(missing | set(unexpected))[0]} is on one side "
-            "only; resume with the config that it was saved with"
+            f"checkpoint {checkpoint} does not fit the model: {different[0]} is of another shape, or on one side only; "
+            "resume with the config that it was saved with"
         )
+    model.load_state_dict(weights, strict=False)
     moments = load_file(checkpoint / "optimizer.safetensors")
     parameters = dict(model.named_parameters())
     for key, value in moments.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def tiny_model(family: str = "qwen2", seed: int = 0) -> Any:
     model = FAMILIES[family]().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        parameter.normal_(std=0.3, generator=generator)
+        parameter.normal_(std=0.15, generator=generator)
         if "norm" in name:
             parameter += 1
     return model
@@ -133,13 +134,13 @@ def scripted_model(tokenizer: PreTrainedTokenizerFast, script: Sequence[int]) ->
     Its layers add nothing; embeddings are one-hot, and the head maps each to its successor with a logit of about 100.
     """
     assert len(set(script)) == len(script)
-    size = 2 * (-(-len(tokenizer) // 2))
+    size = -(-len(tokenizer) // 4) * 4  # two heads of an even size
     sizes = {**_SIZES, "vocab_size": size, "hidden_size": size, "num_hidden_layers": 1, "num_attention_heads": 2}
     model: Any = Qwen2ForCausalLM(Qwen2Config(**sizes, head_dim=size // 2)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.fill_(1.0 if "norm" in name else 0.0)
     model.model.embed_tokens.weight.copy_(torch.eye(size))
-    for token, successor in zip(script, script[1:], strict=False):
+    for token, successor in pairwise(script):
         model.lm_head.weight[successor, token] = 6.0
     return model
 

@@ -32,7 +32,7 @@ from tests.contract.engines import (
 
 TOKENIZER = merged_tokenizer()
 # Several, so that a random model ends some completions and not others.
-END_IDS = (0, 40, 80, 120, 160, 200)
+END_IDS = tuple(range(0, 240, 20))
 PROMPTS = [[5, 6, 7, 8], [9], list(range(30, 80)), [7] * 23, list(range(90, 100))]
 MakeEngine = Callable[..., Engine]
 FILTERS = [
@@ -368,6 +368,16 @@ def test_rows_of_a_batch_stop_by_themselves(make_engine: MakeEngine) -> None:
     groups = engine.generate(prompts, keys_of(4, 3), Sampling(max_tokens=20, stop=("bycd", "fw")))
     expected = ["xabycd", "abycd", "efw", "wvut"]
     assert [[completion.text for completion in group] for group in groups] == [[text] * 3 for text in expected]
+
+
+def test_a_stop_string_goes_on_where_other_rows_have_left(make_engine: MakeEngine) -> None:
+    # When most rows have ended, an engine may drop them; the torch engine does so after the eighth token, "<".
+    tokenizer = merged_tokenizer(["b>"])
+    script = token_ids(tokenizer, ["#", *"1234567", "<", "b>", "y", "t", EOS])
+    engine = make_engine(scripted_model(tokenizer, script), tokenizer, [script[-1]])
+    prompts = [script[-2:-1], script[-2:-1], script[:1], script[-3:-2]]
+    groups = engine.generate(prompts, keys_of(4, 1), Sampling(max_tokens=20, stop=("<b>",)))
+    assert [completion.text for completion in flat(groups)] == ["", "", "1234567<b>", "t"]
 
 
 # --- Prompts --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,11 @@ from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["grpo.train", "grpo.loop", "grpo.rollout.torch_engine", "grpo.run.live_console", "transformers.models.qwen2"]
+    [
+        *("grpo.train", "grpo.loop", "grpo.rollout.torch_engine", "grpo.run.folder", "grpo.run.summary"),
+        *("transformers.models.qwen2.modeling_qwen2", "transformers.core_model_loading", "safetensors.torch"),
+        *("matplotlib.figure", "matplotlib.backends.backend_agg", "tokenizers", "PIL.PngImagePlugin"),
+    ]
 )
 
 
@@ -39,6 +43,7 @@ def wait_until(condition: Callable[[], bool], process: ForkServerProcess, timeou
             return True
         if process.exitcode is not None:
             return False
+        time.sleep(0.0005)
     raise TimeoutError(f"waited {timeout_s} s for process {process.pid}")
 
 

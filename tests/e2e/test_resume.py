@@ -6,11 +6,14 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from grpo.config import compose_run_config
+from grpo.run.checkpoints import checkpoints_in, step_of
 from grpo.run.folder import open_run_folder
 from grpo.run.metrics import read_jsonl
 from tests.e2e import processes
@@ -36,6 +40,11 @@ VARIANTS = {
     "untied": ("model.build.tie_word_embeddings=false", "sampling.top_p=0.9", "sampling.temperature=0.8"),
     "bfloat16": ("model.master_dtype=bfloat16", "train.canary_steps=0"),
 }
+LONGER = ("train.n_grpo_steps=12",)
+CHECKPOINT = (
+    *("config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors", "state.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
 
 Overrides = Callable[..., list[str]]
 Train = Callable[[list[str]], tuple[int, str, str]]
@@ -68,27 +77,30 @@ def whole_files(folder: Path) -> set[str]:
             case _:
                 raise AssertionError(f"{name} has no reader here")
     for checkpoint in (folder / "checkpoints").glob("step_*"):
-        missing = {"model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json"} - {
-            path.name for path in checkpoint.iterdir()
-        }
-        assert not missing, f"{checkpoint.name} lacks {missing}"
+        assert {path.name for path in checkpoint.iterdir()} == set(CHECKPOINT), checkpoint.name
     return names
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Overrides, record: Record) -> Callable[..., Any]:
-    """The record of a run that nobody disturbs, in a process of its own; made once for each set of overrides."""
-    records: dict[tuple[str, ...], dict[str, Any]] = {}
+def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Overrides) -> Callable[..., Path]:
+    """The folder of a run that nobody disturbs, in a process of its own; made once for each set of overrides."""
+    folders: dict[tuple[str, ...], Path] = {}
 
-    def of(*more: str) -> dict[str, Any]:
-        if more not in records:
+    def of(*more: str) -> Path:
+        if more not in folders:
             folder = tmp_path_factory.mktemp("undisturbed")
             status = processes.run(tiny(folder / "run", *more), folder / "log")
             assert status == 0, (folder / "log").read_text()
-            records[more] = record(folder / "run")
-        return records[more]
+            folders[more] = folder / "run"
+        return folders[more]
 
     return of
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_folder: Callable[..., Path], record: Record) -> Callable[..., dict[str, Any]]:
+    """What such a run leaves."""
+    return lambda *more: record(undisturbed_folder(*more))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,20 +110,18 @@ def test_steps_equal_some_steps_and_a_resume_and_the_rest(
     tiny: Overrides,
     grpo_train: Train,
     record: Record,
-    undisturbed: Callable[..., dict[str, Any]],
+    undisturbed_folder: Callable[..., Path],
     assert_same: AssertSame,
 ) -> None:
-    # keep_last=9 keeps step 4, which the second start goes back to, and so drops two steps that were done.
-    overrides = tiny(tmp_path / "run", *VARIANTS[variant], "checkpoint.keep_last=9")
-    assert grpo_train(overrides)[0] == 0
-    whole = record(tmp_path / "run")
-    checkpoint = tmp_path / "run" / "checkpoints" / "step_000004"
-    status, out, _ = grpo_train([*overrides, f"resume={checkpoint}"])
+    """In this process, which has done much else: nothing may hang on that either."""
+    whole = undisturbed_folder(*VARIANTS[variant])
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    checkpoint = folder / "checkpoints" / "step_000004"
+    status, out, _ = grpo_train(tiny(None, *VARIANTS[variant], f"resume={checkpoint}"))
     assert status == 0
     assert f"resumed from {checkpoint}: step 4 of 6" in out
     assert "step_000006 comes after the checkpoint that is resumed; it is dropped and made again" in out
-    assert_same(record(tmp_path / "run"), whole)
-    assert_same(whole, undisturbed(*VARIANTS[variant]))  # nor does it matter what else the process has done
+    assert_same(record(folder), record(whole))
 
 
 def test_the_run_that_is_resumed_does_learn(undisturbed: Callable[..., dict[str, Any]]) -> None:
@@ -120,7 +130,7 @@ def test_the_run_that_is_resumed_does_learn(undisturbed: Callable[..., dict[str,
     assert [row["step"] for row in run["metrics"]] == [0, 1, 2, 3, 4, 5, 6]
     assert all(row["policy/grad_norm"] > 1e-3 for row in run["metrics"][1:])
     assert all(moment.abs().max() > 0 for moment in run["optimizer"].values())
-    assert len({line for line in run["completions"].splitlines()}) == 6 * 4
+    assert len(set(run["completions"].splitlines())) == 6 * 4
 
 
 def test_killed_at_random_instants_equals_never_killed(
@@ -132,7 +142,7 @@ def test_killed_at_random_instants_equals_never_killed(
     leftovers: Leftovers,
 ) -> None:
     run_of_kills(tmp_path, tiny, leftovers, num_kills=12, seed=0)
-    assert_same(record(tmp_path / "run"), undisturbed("checkpoint.save_steps=1"))
+    assert_same(record(tmp_path / "run"), undisturbed(*LONGER))
 
 
 @pytest.mark.slow
@@ -147,18 +157,23 @@ def test_killed_at_many_random_instants_equals_never_killed(
     leftovers: Leftovers,
 ) -> None:
     run_of_kills(tmp_path, tiny, leftovers, num_kills=60, seed=seed)
-    assert_same(record(tmp_path / "run"), undisturbed("checkpoint.save_steps=1"))
+    assert_same(record(tmp_path / "run"), undisturbed(*LONGER))
 
 
 def run_of_kills(tmp_path: Path, tiny: Overrides, leftovers: Leftovers, *, num_kills: int, seed: int) -> None:
-    """Starts a run again and again and kills it, the first time soon; then lets it end."""
+    """Starts a run again and again and kills it, every third time while it starts; then lets it end."""
     rng = random.Random(seed)
     folder, log = tmp_path / "run", tmp_path / "log"
-    overrides = tiny(folder, "checkpoint.save_steps=1")
-    for _ in range(num_kills):
+    overrides = tiny(folder, *LONGER)
+    for kill in range(num_kills):
+        started = log.stat().st_size if log.exists() else 0
         process = processes.start(overrides, log)
-        assert processes.wait_until((folder / "config.yaml").exists, process)
-        time.sleep(rng.uniform(0, 1.2))
+        if kill % 3 == 0:
+            assert processes.wait_until((folder / "config.yaml").exists, process)
+            time.sleep(rng.uniform(0, 1))
+        else:
+            processes.wait_until(lambda: b"\nstep" in log.read_bytes()[started:], process)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.25))
         process.kill()
         process.join()
         whole_files(folder)
@@ -167,13 +182,8 @@ def run_of_kills(tmp_path: Path, tiny: Overrides, leftovers: Leftovers, *, num_k
     assert "Traceback" not in log.read_text()
     assert whole_files(folder) == {
         *("config.yaml", "provenance.json", "metrics.jsonl", "completions.jsonl", "curves.png"),
-        *(f"evaluations/step_{step:06d}.jsonl" for step in (0, 3, 6)),
-        *(
-            f"checkpoints/step_{step:06d}/{name}"
-            for step in (5, 6)
-            for name in ("config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors")
-            + ("state.json", "tokenizer.json", "tokenizer_config.json")
-        ),
+        *(f"evaluations/step_{step:06d}.jsonl" for step in range(0, 13, 3)),
+        *(f"checkpoints/step_{step:06d}/{name}" for step in (10, 12) for name in CHECKPOINT),
     }
 
 
@@ -186,33 +196,44 @@ def test_killed_during_saves_equals_never_killed(
     leftovers: Leftovers,
 ) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    overrides = tiny(folder, "checkpoint.save_steps=1")
-    for num_files in (0, 1, 3, 6):  # the save has written that many files when it is killed
+    checkpoints = folder / "checkpoints"
+    overrides = tiny(folder, "checkpoint.save_steps=1", "checkpoint.keep_last=1")
+
+    def is_writing(num_files: int) -> bool:
+        newest = max((step_of(path) for path in checkpoints_in(folder)), default=0)
+        return any(
+            int(path.name.split("-")[1].removeprefix("step_")) > newest and len(list(path.iterdir())) >= num_files
+            for path in checkpoints.glob(".tmp-step_*")
+        )
+
+    def is_dropping() -> bool:
+        oldest = min((step_of(path) for path in checkpoints_in(folder)), default=0)
+        return any(
+            int(path.name.split("-")[1].removeprefix("step_")) < oldest for path in checkpoints.glob(".tmp-step_*")
+        )
+
+    instants = [*(partial(is_writing, num_files) for num_files in (0, 1, 3, 6)), is_dropping]
+    for instant in instants:
         process = processes.start(overrides, log)
-        assert kill_during_save(process, folder / "checkpoints", num_files), log.read_text()
+        assert kill_at(instant, process), log.read_text()
         assert any(path.name.startswith(".tmp-step_") for path in leftovers(folder))
         whole_files(folder)
     assert processes.run(overrides, log) == 0, log.read_text()
     assert leftovers(folder) == []
-    assert_same(record(folder), undisturbed("checkpoint.save_steps=1"))
+    assert_same(record(folder), undisturbed("checkpoint.save_steps=1", "checkpoint.keep_last=1"))
 
 
-def kill_during_save(process: Any, checkpoints: Path, num_files: int) -> bool:
-    """Whether it was caught in the act: stopped, seen to be in a save, and then killed."""
-
-    def is_saving() -> bool:
-        return any(len(list(path.iterdir())) >= num_files for path in checkpoints.glob(".tmp-step_*"))
+def kill_at(instant: Callable[[], bool], process: Any) -> bool:
+    """Whether it was caught in the act: stopped, seen still to be in it, and then killed."""
 
     def is_caught() -> bool:
-        try:
-            if not is_saving():
+        with suppress(FileNotFoundError):  # a folder got its final name just now, or went
+            if not instant():
                 return False
             os.kill(process.pid, signal.SIGSTOP)
             time.sleep(0.01)  # until the stop has come into effect
-            if is_saving():
+            if instant():
                 return True
-        except FileNotFoundError:  # the folder got its final name just now
-            pass
         os.kill(process.pid, signal.SIGCONT)
         return False
 
@@ -351,9 +372,7 @@ def test_resume_refuses_what_it_cannot_go_on_with(tmp_path: Path, tiny: Override
     assert contents(folder) == before
 
 
-def test_a_start_that_failed_binds_nobody_to_its_settings(
-    tmp_path: Path, tiny: Overrides, grpo_train: Train
-) -> None:
+def test_a_start_that_failed_binds_nobody_to_its_settings(tmp_path: Path, tiny: Overrides, grpo_train: Train) -> None:
     status, _, err = grpo_train(tiny(tmp_path / "run", "sampling.max_tokens=4000"))
     assert (status, "more than the model's context of 2048" in err) == (1, True)
     assert grpo_train(tiny(tmp_path / "run", "train.n_grpo_steps=1", "resume=never"))[0] == 0

@@ -1,0 +1,180 @@
+"""What is the torch engine's own: which models it knows, that prompts are run once, memory, dtypes, broken weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
+
+from grpo.policy.forward import ForwardSettings, response_log_probs
+from grpo.policy.packing import collate
+from grpo.rl.log_probs import TokenDistribution
+from grpo.rollout import wave
+from grpo.rollout.decoder import Decoder, check_supported
+from grpo.types import Completion, Sampling
+from tests.contract.engines import FAMILIES, keys_of, merged_tokenizer, tiny_model, torch_engine, train_batch
+
+TOKENIZER = merged_tokenizer()
+PROMPTS = [[5, 6, 7, 8], [9], list(range(30, 80)), [7] * 23]
+CPU = torch.device("cpu")
+
+
+def differences(model: Any, groups: list[list[Completion]], compute_dtype: torch.dtype) -> Tensor:
+    """[tokens] of all completions, sampler against trainer, nats."""
+    batch = train_batch(PROMPTS, groups)
+    settings = ForwardSettings(TokenDistribution(), 0, compute_dtype, head_chunk_tokens=64)
+    with torch.no_grad():
+        log_probs, _ = response_log_probs(model, collate(batch, range(len(batch)), CPU), settings)
+    rows = [log_probs[row, : batch.response_length(row)] for row in range(len(batch))]
+    return (torch.cat(rows) - torch.cat(batch.sampler_log_probs)).abs()
+
+
+@pytest.fixture
+def forward_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """[rows, tokens] of every forward pass from here on."""
+    shapes: list[tuple[int, int]] = []
+    forward = Decoder.forward
+
+    def noting(self: Decoder, tokens: Tensor, *rest: Any) -> Tensor:
+        shapes.append((tokens.shape[0], tokens.shape[1]))
+        return forward(self, tokens, *rest)
+
+    monkeypatch.setattr(Decoder, "forward", noting)
+    return shapes
+
+
+# --- Models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (Gemma2Config(), "does not know model_type='gemma2', it knows qwen2, qwen3, llama; use hardware.engine=vllm"),
+        (
+            Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=2, num_hidden_layers=4),
+            "does not know sliding_attention; set use_sliding_window to false in the model's config.json",
+        ),
+        (
+            Qwen3Config(use_sliding_window=True, sliding_window=64, max_window_layers=0, num_hidden_layers=4),
+            "does not know sliding_attention; set use_sliding_window to false",
+        ),
+        (
+            LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
+            "does not know rope_type='dynamic', it knows default, linear, llama3, yarn",
+        ),
+        (LlamaConfig(hidden_act="gelu"), "does not know hidden_act='gelu', it knows 'silu'"),
+    ],
+    ids=["gemma2", "sliding_window", "sliding_window_everywhere", "dynamic_rope", "gelu"],
+)
+def test_models_that_it_would_get_wrong_are_refused(config: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        check_supported(config)
+
+
+def test_weights_of_the_same_dtype_are_not_copied() -> None:
+    model = tiny_model()
+    decoder = Decoder(model, dtype=torch.float32, device=CPU)
+    assert decoder._head.data_ptr() == model.lm_head.weight.data_ptr()
+    assert decoder._embedding.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+# --- Work and memory ------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_run_once_for_all_its_samples(forward_shapes: list[tuple[int, int]]) -> None:
+    engine = torch_engine(tiny_model(), TOKENIZER, ())
+    engine.generate([[5] * 10, [6] * 10, [7] * 10], keys_of(3, 4), Sampling(max_tokens=6))
+    # Three prompts of 10 tokens, and then 3 · 4 rows for the 5 tokens whose successors are wanted.
+    assert forward_shapes == [(3, 10)] + [(12, 1)] * 5
+
+
+def test_rows_that_have_ended_leave_the_batch(forward_shapes: list[tuple[int, int]]) -> None:
+    engine = torch_engine(tiny_model(), TOKENIZER, range(0, 320, 8), cache_tokens=64 * 90)  # an eighth of all tokens
+    engine.generate([[5] * 10], keys_of(1, 64), Sampling(max_tokens=80))
+    rows = [count for count, length in forward_shapes if length == 1]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == 64
+    assert rows[-1] < 8
+    assert len(rows) < 79
+
+
+def test_the_cache_is_bounded(forward_shapes: list[tuple[int, int]]) -> None:
+    # 50 + 14 = 64 positions for the longest prompt, so 5 of its 8 samples fit in 320 positions at once.
+    engine = torch_engine(tiny_model(), TOKENIZER, (), cache_tokens=320)
+    engine.generate([[5, 6, 7, 8], list(range(30, 80)), [7] * 23], keys_of(3, 8), Sampling(max_tokens=14))
+    assert forward_shapes[:2] == [(1, 50), (5, 1)]
+    width, num_waves = 0, 0
+    for rows, length in forward_shapes:
+        num_waves += length > 1
+        width = length if length > 1 else width
+        assert rows * (width + 14) <= 320
+    assert num_waves == 4  # 5 samples; 3 and 2 of the second prompt; its other 6 and 2 of the third; the last 6
+
+
+def test_prompts_go_through_the_layers_in_parts(
+    monkeypatch: pytest.MonkeyPatch, forward_shapes: list[tuple[int, int]]
+) -> None:
+    engine, sampling = torch_engine(tiny_model(), TOKENIZER, ()), Sampling(max_tokens=8)
+    whole = engine.generate(PROMPTS, keys_of(4, 2), sampling)
+    forward_shapes.clear()
+    monkeypatch.setattr(wave, "_PREFILL_TOKENS", 110)  # two prompts of 50 tokens, padding included
+    parts = engine.generate(PROMPTS, keys_of(4, 2), sampling)
+    assert forward_shapes[:3] == [(2, 50), (2, 50), (8, 1)]
+    for first, second in zip(whole, parts, strict=True):
+        assert [completion.token_ids for completion in first] == [completion.token_ids for completion in second]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_call_gives_the_same_bits(dtype: torch.dtype) -> None:
+    engine = torch_engine(tiny_model(), TOKENIZER, (0, 50, 100), dtype=dtype)
+    first, second = (engine.generate(PROMPTS, keys_of(4, 8), Sampling(top_p=0.9, max_tokens=24)) for _ in range(2))
+    assert first == second
+
+
+# --- Dtypes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("master", [torch.float32, torch.bfloat16], ids=["float32_masters", "bfloat16_masters"])
+def test_bfloat16_is_near_the_trainers_bfloat16(family: str, master: torch.dtype) -> None:
+    model = tiny_model(family).to(master)
+    engine = torch_engine(model, TOKENIZER, (), dtype=torch.bfloat16)
+    groups = engine.generate(PROMPTS, keys_of(4, 8), Sampling(max_tokens=24))
+    same = differences(model, groups, torch.bfloat16)
+    assert 0 < same.mean() < 0.006
+    # Rounding where the policy does not round would double this.
+    assert same.mean() < 1.2 * differences(model.float(), groups, torch.float32).mean()
+
+
+def test_copied_weights_are_stale_until_a_sync() -> None:
+    model = tiny_model()
+    engine = torch_engine(model, TOKENIZER, (), dtype=torch.bfloat16)
+    old = copy.deepcopy(model)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.mul_(3)
+    stale = engine.generate(PROMPTS, keys_of(4, 4), Sampling(max_tokens=12))
+    assert differences(old, stale, torch.bfloat16).mean() < 0.01
+    assert differences(model, stale, torch.bfloat16).mean() > 0.1
+    engine.sync(model, 1)
+    fresh = engine.generate(PROMPTS, keys_of(4, 4), Sampling(max_tokens=12))
+    assert differences(model, fresh, torch.bfloat16).mean() < 0.01
+
+
+# --- Broken weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_nan_give_log_probs_that_are_nan(temperature: float) -> None:
+    model = tiny_model()
+    model.lm_head.weight[3] = math.nan
+    engine = torch_engine(model, TOKENIZER, (0,))
+    sampling = Sampling(temperature=temperature, top_p=0.9, max_tokens=6, stop=("ab",))
+    for group in engine.generate(PROMPTS, keys_of(4, 2), sampling):
+        for completion in group:
+            assert len(completion.token_ids) in range(1, 7)
+            assert all(math.isnan(log_prob) for log_prob in completion.sampler_log_probs)

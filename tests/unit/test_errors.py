@@ -1,0 +1,86 @@
+import signal
+
+import pytest
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from yaml import YAMLError
+
+from grpo.errors import sentence, user_errors
+from grpo.types import RunError
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+SENTENCES = {
+    "plain": (ValueError("a is wrong; use b"), "a is wrong; use b"),
+    "in two lines": (ValueError("a is wrong\n  use b\n"), "a is wrong, use b"),
+    "key": (
+        caused(
+            ConfigCompositionException("Could not override 'train.learnin_rate'.\nTo append use +"), KeyError("learnin")
+        ),
+        "train.learnin_rate is no setting (did you mean train.learning_rate or train.train_batch_size or "
+        "train.warmup_steps?); `python -m grpo.train --cfg job` prints them all",
+    ),
+    "type": (
+        caused(
+            ConfigCompositionException("Error merging override train.group_size=abc"),
+            TypeError("Value 'abc' of type 'str' could not be converted to Integer\n    full_key: train.group_size"),
+        ),
+        "train.group_size=abc does not fit (Value 'abc' of type 'str' could not be converted to Integer); "
+        "`python -m grpo.train --cfg job` prints values that do",
+    ),
+    "option": (
+        MissingConfigException("Could not find 'loss/grpo_clp'", "loss/grpo_clp", ["rloo", "grpo_clip"]),
+        "loss=grpo_clp is no option of loss (did you mean grpo_clip?); use one of grpo_clip, rloo",
+    ),
+    "nothing near": (
+        MissingConfigException("Could not find 'loss/xyz'", "loss/xyz", ["rloo"]),
+        "loss=xyz is no option of loss; use one of rloo",
+    ),
+    "override": (
+        OverrideParseException("a=[", "no viable alternative at input '['\nSee https://hydra.cc"),
+        "a=[ is no override (no viable alternative at input '['); write key=value, in quotes",
+    ),
+    "file": (
+        FileNotFoundError(2, "No such file or directory", "/x/y"),
+        "/x/y: No such file or directory; check its path, its permissions and the room on its disk",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+def test_an_error_is_one_sentence(case: str) -> None:
+    error, wanted = SENTENCES[case]
+    assert sentence(error) == wanted
+    assert "\n" not in wanted
+
+
+@pytest.mark.parametrize("kind", [ValueError, RunError, OSError, YAMLError])
+def test_what_a_user_can_cause_ends_with_a_sentence_and_status_1(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left, user_errors():
+        raise kind("a is wrong; use b")
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "grpo: a is wrong; use b\n"
+
+
+def test_ctrl_c_ends_with_a_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, user_errors():
+        raise KeyboardInterrupt
+    assert left.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "grpo: interrupted\n"
+
+
+@pytest.mark.parametrize("kind", [AssertionError, TypeError, KeyError, RuntimeError])
+def test_what_only_a_bug_can_cause_keeps_its_traceback(kind: type[Exception]) -> None:
+    with pytest.raises(kind), user_errors():
+        raise kind
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="a is wrong"), user_errors():
+        raise ValueError("a is wrong")
