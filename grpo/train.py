@@ -86,7 +86,10 @@ def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, 
     if interrupt.signal and state.step < cfg.train.n_grpo_steps:
         console.say(f"stopped by {interrupt.signal.name} after step {state.step}; to go on: {resume_command(folder)}")
         return interrupt.exit_status
-    _summarise(cfg, run, folder)
+    if cfg.train.n_grpo_steps == 0:
+        console.say(f"nothing was trained (train.n_grpo_steps=0); the completions are in {folder / 'evaluations'}")
+    else:
+        _summarise(cfg, run, folder)
     return 0
 
 

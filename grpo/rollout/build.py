@@ -36,7 +36,7 @@ def _missing_device(cfg: HardwareConfig) -> str:
     wanted = [torch.device(name) for name in names]
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if any(device.type == "cuda" and (device.index or 0) >= num_gpus for device in wanted):
-        instead = "hardware=single_gpu" if num_gpus else "hardware=cpu, or hardware=mps on a Mac"
+        instead = "hardware=single_gpu hardware.engine=torch" if num_gpus else "hardware=cpu, or hardware=mps on a Mac"
         return f"needs {' and '.join(names)}, but torch sees {num_gpus} CUDA devices here; use {instead}"
     if any(device.type == "mps" for device in wanted) and not torch.backends.mps.is_available():
         return "needs a Mac with Apple silicon, but torch sees no mps device here; use hardware=cpu"
@@ -46,12 +46,11 @@ def _missing_device(cfg: HardwareConfig) -> str:
 def _missing_engine(cfg: HardwareConfig) -> str:
     if cfg.engine is EngineName.torch:
         return ""
-    if importlib.util.find_spec("vllm") is None:
-        return (
-            "hardware.engine=vllm needs vLLM, which is not installed; pip install -e .[vllm], or use "
-            "hardware.engine=torch, which needs nothing (hardware=cpu and hardware=mps do)"
-        )
-    return "this version has no vLLM engine yet; use hardware.engine=torch"
+    package = "" if importlib.util.find_spec("vllm") else "vLLM (pip install -e '.[vllm]') and "
+    return (
+        f"hardware.engine=vllm needs {package}an adapter that this version does not have yet; use "
+        "hardware.engine=torch, which needs nothing (hardware=cpu and hardware=mps do)"
+    )
 
 
 def build_engine(

@@ -121,22 +121,25 @@ def quoted(text: str) -> str:
 
 
 def _require_valid(planned: Sequence[tuple[Point, DictConfig]]) -> None:
-    """Every point's config keeps the rules of grpo/config.py, before the first one starts."""
+    """Every point keeps the rules of grpo/config.py and fits this machine, before the first one starts."""
     from grpo.config import to_run_config
+    from grpo.rollout.build import check_hardware
 
-    broken: list[str] = []
+    broken: dict[str, list[str]] = {}
     points = [point for point, _ in planned]
     for point, config in planned:
         task_config = copy.deepcopy(config)
         with open_dict(task_config):
             del task_config["hydra"]
         try:
-            to_run_config(task_config)
+            check_hardware(to_run_config(task_config).hardware)
         except (ValueError, OmegaConfBaseException) as error:
-            broken.append(f"point {point.number} ({varying(point, points)}): {error}")
+            broken.setdefault(str(error), []).append(f"point {point.number} ({varying(point, points)})")
     if broken:
-        heading = f"nothing was started: {len(broken)} of the sweep's {len(planned)} points cannot run"
-        raise ConfigCompositionException("\n  ".join([heading, *broken]))
+        number = sum(map(len, broken.values()))
+        heading = f"nothing was started: {number} of the sweep's {len(planned)} points cannot run"
+        reasons = [f"{', '.join(names)}: {reason}" for reason, names in broken.items()]
+        raise ConfigCompositionException("\n  ".join([heading, *reasons]))
 
 
 def _require_own_folders(points: Sequence[Point]) -> None:
