@@ -91,10 +91,10 @@ def train(run: Run, state: TrainState) -> TrainState:
             run.engine.sync(run.policy.model, step)
         if canary_due:
             check_canary(run, f"after the weight sync of step {step}")
-        state = TrainState(step, count_skipped(cfg, state, metrics))
         if is_due(step, cfg.evaluation.eval_steps, cfg.train.n_grpo_steps):
             metrics |= evaluate_policy(run, step)
         record_step(run, step, groups, batch, metrics)
+        state = TrainState(step, count_skipped(cfg, state, metrics))
         if is_due(step, cfg.checkpoint.save_steps, cfg.train.n_grpo_steps) and not state.skipped_in_a_row:
             saved = save(run, state) or saved
     if state.step > saved:
@@ -187,7 +187,7 @@ def count_skipped(cfg: RunConfig, state: TrainState, metrics: Mapping[str, Any])
     if skipped >= cfg.train.max_skipped_steps:
         raise RunError(
             f"the loss or its gradient was not finite in {skipped} steps in a row (train.max_skipped_steps); the last "
-            "checkpoint is from before: resume it with a lower train.learning_rate in another output_dir"
+            "checkpoint is from before: start from it with model.path=<checkpoint> and a lower train.learning_rate"
         )
     return skipped
 
