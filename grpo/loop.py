@@ -187,7 +187,7 @@ def count_skipped(cfg: RunConfig, state: TrainState, metrics: Mapping[str, Any])
     if skipped >= cfg.train.max_skipped_steps:
         raise RunError(
             f"the loss or its gradient was not finite in {skipped} steps in a row (train.max_skipped_steps); the last "
-            "checkpoint is from before: start from it with model.path=<checkpoint> and a lower train.learning_rate"
+            "checkpoint may be from before: start from it with model.path=<checkpoint> and a lower train.learning_rate"
         )
     return skipped
 
