@@ -8,7 +8,8 @@ from types import TracebackType
 __version__ = "0.1.0"
 
 # Before torch loads OpenMP: its threads otherwise spin while they wait, which on cores that are shared with anything
-# else makes small models 10 to 30 times slower (12,000 against 340 to 890 tokens/s, two threads, busy machine).
+# else makes small models 10 to 30 times slower (12,000 against 340 to 890 tokens/s, two threads, busy machine). On an
+# idle machine spinning is faster, up to 2 times for the smallest models: OMP_WAIT_POLICY=ACTIVE brings it back.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
