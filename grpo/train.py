@@ -49,20 +49,22 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
     from grpo.policy.load import quiet_transformers
     from grpo.rollout.build import check_hardware
     from grpo.run.console import build_console
+    from grpo.run.files import hold_folder
     from grpo.run.folder import open_run_folder
     from grpo.run.interrupt import Interrupt
 
     quiet_transformers()
     check_hardware(cfg.hardware)
     console = build_console(cfg.logging.console, cfg.train.n_grpo_steps)
-    checkpoint = open_run_folder(cfg, folder, console.warn)
-    console.say(f"run folder: {folder}")
-    for note in cfg.loss.notes():
-        console.warn(note)
-    try:
-        return _train(cfg, folder, checkpoint, console, Interrupt(console.warn))
-    finally:
-        console.finish()
+    with hold_folder(folder):
+        checkpoint = open_run_folder(cfg, folder, console.warn)
+        console.say(f"run folder: {folder}")
+        for note in cfg.loss.notes():
+            console.warn(note)
+        try:
+            return _train(cfg, folder, checkpoint, console, Interrupt(console.warn))
+        finally:
+            console.finish()
 
 
 def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any) -> int:

@@ -25,7 +25,7 @@ from grpo.data.prompts import PromptTemplate, load_template
 from grpo.errors import user_errors
 from grpo.policy.load import build_model, load_tokenizer, quiet_transformers, torch_dtype
 from grpo.policy.small_tokenizer import build_small_tokenizer
-from grpo.run.files import replace_folder, sweep_leftovers
+from grpo.run.files import hold_folder, replace_folder, sweep_leftovers
 
 _VERSION = 1  # of this recipe: a change of it makes new folders
 _IGNORED = -100
@@ -44,11 +44,17 @@ def built_model_folder(cfg: RunConfig, say: Callable[[str], None]) -> Path:
     template = load_template(cfg.data.prompt, cfg.data.stop)
     name = hashlib.sha256(json.dumps(_ingredients(cfg, template), sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cfg.model.warm_start.cache_dir) / name
-    if (folder / "config.json").is_file():
-        say(f"model: {folder}, made earlier")
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(folder.parent)
+    with hold_folder(folder.parent, wait=True):  # a second run that wants the same model then finds it
+        if (folder / "config.json").is_file():
+            say(f"model: {folder}, made earlier")
+        else:
+            sweep_leftovers(folder.parent)
+            _build(folder, template, cfg, say)
+    return folder
+
+
+def _build(folder: Path, template: PromptTemplate, cfg: RunConfig, say: Callable[[str], None]) -> None:
+    """Builds the model, teaches it if the config says so, and writes the folder."""
     tokenizer = load_tokenizer(cfg.model) if cfg.model.tokenizer else build_small_tokenizer(_pieces(template))
     model = build_model(cfg.model.build, tokenizer, seed=cfg.seed, dtype=torch_dtype(cfg.model.master_dtype))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -58,7 +64,6 @@ def built_model_folder(cfg: RunConfig, say: Callable[[str], None]) -> Path:
     with replace_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-    return folder
 
 
 def _ingredients(cfg: RunConfig, template: PromptTemplate) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -88,6 +89,29 @@ def sweep_leftovers(folder: Path) -> None:
         else:
             leftover.unlink()
     _sync(folder)
+
+
+@contextmanager
+def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of `folder` while the block runs; the lock ends with the process, however it ends.
+
+    Args:
+        folder: made if it does not exist.
+        wait: for the process that holds it, instead of raising.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by another run; wait for it, or use another output_dir") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:

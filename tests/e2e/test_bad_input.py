@@ -305,9 +305,9 @@ def test_weights_that_overflow_stop_the_run_and_leave_a_checkpoint_from_before(
     # The first update is finite and so is taken; what it makes of the weights overflows in every step after it.
     said = refusal([*overrides, "train.learning_rate=1e30", "train.max_skipped_steps=3"])
     assert "the loss or its gradient was not finite in 3 steps in a row (train.max_skipped_steps)" in said
-    assert "resume it with a lower train.learning_rate in another output_dir" in said
+    assert "start from it with model.path=<checkpoint> and a lower train.learning_rate" in said
     rows = read_jsonl(folder / "metrics.jsonl")
     skipped = [row["policy/skipped_updates"] for row in rows if row["step"] > 0]
     assert skipped[:1] == [0]
-    assert set(skipped[1:]) == {1}
+    assert skipped[1:] == [1, 1, 1]
     assert [path.name for path in sorted(folder.glob("checkpoints/*"))] == ["step_000001"]

@@ -2,11 +2,13 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from grpo.run.files import append_lines, replace_folder, sweep_leftovers, write_atomic
+from grpo.run.files import append_lines, hold_folder, replace_folder, sweep_leftovers, write_atomic
 
 # os.fsync is where half of the work is done: the process dies there, as by the kernel's hand.
 KILLED_AT_FSYNC = """
@@ -225,3 +227,19 @@ def test_sweep_leaves_everything_else_alone(tmp_path: Path) -> None:
     sweep_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hydra", "kept"]
     sweep_leftovers(tmp_path / "absent")
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
+    """Another process holds it: refused; killed: free again."""
+    holder = "import sys, time\nfrom pathlib import Path\nfrom grpo.run.files import hold_folder\n"
+    holder += "with hold_folder(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="is in use by another run; wait for it"), hold_folder(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with hold_folder(tmp_path):
+        pass
