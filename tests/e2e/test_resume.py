@@ -302,10 +302,13 @@ def test_ctrl_c_before_the_run_has_anything_to_save_ends_it_at_once(
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(delay_s)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "grpo: interrupted\n")
+    try:
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "grpo: interrupted\n")
+    finally:
+        process.kill()
 
 
 def test_a_finished_run_started_again_prints_its_summary_and_changes_nothing(
