@@ -126,7 +126,7 @@ DATA = {
     ),
     "too_long": (
         GOOD + json.dumps({"problem": "1 + " * 3000, "answer": "2"}) + "\n",
-        "more than the model's context of 2048; ",
+        "more than the model's context of 8192; ",
     ),
     "only_test": ('{"problem": "2 + 2", "answer": "4"}\n', "holds only questions of data.test_path="),
 }
