@@ -376,7 +376,7 @@ def test_resume_refuses_what_it_cannot_go_on_with(tmp_path: Path, tiny: Override
 
 
 def test_a_start_that_failed_binds_nobody_to_its_settings(tmp_path: Path, tiny: Overrides, grpo_train: Train) -> None:
-    status, _, err = grpo_train(tiny(tmp_path / "run", "sampling.max_tokens=4000"))
+    status, _, err = grpo_train(tiny(tmp_path / "run", "sampling.max_tokens=9000"))
     assert (status, "more than the model's context of 8192" in err) == (1, True)
     assert grpo_train(tiny(tmp_path / "run", "train.n_grpo_steps=1", "resume=never"))[0] == 0
 
