@@ -109,6 +109,8 @@ def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{folder} is in use by another run; wait for it, or use another output_dir") from None
+        except OSError:
+            pass  # a network file system without locks: as safe as it was before
         yield
     finally:
         os.close(descriptor)

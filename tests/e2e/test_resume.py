@@ -133,22 +133,12 @@ def test_the_run_that_is_resumed_does_learn(undisturbed: Callable[..., dict[str,
     assert len(set(run["completions"].splitlines())) == 6 * 4
 
 
+@pytest.mark.parametrize(
+    ("seed", "num_kills"), [(0, 12), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in range(1, 6))]
+)
 def test_killed_at_random_instants_equals_never_killed(
-    tmp_path: Path,
-    tiny: Overrides,
-    record: Record,
-    undisturbed: Callable[..., dict[str, Any]],
-    assert_same: AssertSame,
-    leftovers: Leftovers,
-) -> None:
-    run_of_kills(tmp_path, tiny, leftovers, num_kills=12, seed=0)
-    assert_same(record(tmp_path / "run"), undisturbed(*LONGER))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_killed_at_many_random_instants_equals_never_killed(
     seed: int,
+    num_kills: int,
     tmp_path: Path,
     tiny: Overrides,
     record: Record,
@@ -156,7 +146,7 @@ def test_killed_at_many_random_instants_equals_never_killed(
     assert_same: AssertSame,
     leftovers: Leftovers,
 ) -> None:
-    run_of_kills(tmp_path, tiny, leftovers, num_kills=60, seed=seed)
+    run_of_kills(tmp_path, tiny, leftovers, num_kills=num_kills, seed=seed)
     assert_same(record(tmp_path / "run"), undisturbed(*LONGER))
 
 
