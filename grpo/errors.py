@@ -21,8 +21,8 @@ _COULD_NOT_OVERRIDE = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns errors that a user can cause into a sentence on standard error and exit status 1.
+def user_errors(status: int = 1) -> Iterator[None]:
+    """Turns errors that a user can cause into a sentence on standard error and an exit status.
 
     Ctrl-C ends the program with a line and status 130. GRPO_FULL_ERROR=1 in the environment lets errors through with
     their traceback.
@@ -38,7 +38,7 @@ def user_errors() -> Iterator[None]:
             raise
         sys.stdout.flush()
         print(f"grpo: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(status) from None
 
 
 def sentence(error: Exception) -> str:

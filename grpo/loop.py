@@ -27,7 +27,18 @@ from grpo.run.evaluation import evaluate
 from grpo.run.interrupt import Interrupt
 from grpo.run.recorder import Recorder
 from grpo.run.rollout_metrics import completion_rows, rollout_metrics
-from grpo.types import Engine, Grader, Problem, RolloutGroup, RunError, SampleKey, Sampling, TrainBatch
+from grpo.types import (
+    Completion,
+    Engine,
+    Grader,
+    PendingGrade,
+    Problem,
+    RolloutGroup,
+    RunError,
+    SampleKey,
+    Sampling,
+    TrainBatch,
+)
 
 
 @dataclass(frozen=True)
@@ -132,21 +143,26 @@ def collect_groups(run: Run, step: int) -> list[RolloutGroup]:
 
 
 def sample_groups(run: Run, problems: Sequence[Problem], step: int, *, first: int) -> list[RolloutGroup]:
-    """Samples and grades G completions of each problem; `first` numbers the problems' random keys."""
+    """Samples G completions of each problem and grades each as soon as it has ended.
+
+    `first` numbers the problems' random keys. The phase "grade" is what grading takes beyond sampling.
+    """
     size = run.cfg.train.group_size
     keys = [
         [SampleKey(run.cfg.seed, step, first + place, sample) for sample in range(size)]
         for place in range(len(problems))
     ]
     prompts = [run.prompt_ids[problem] for problem in problems]
+    pending: dict[int, PendingGrade] = {}
+
+    def submit(place: int, completion: Completion) -> None:
+        problem, sample = divmod(place, size)
+        pending[place] = run.grader.submit(completion.text, problems[problem].answer, keys[problem][sample])
+
     with run.recorder.phase("rollout"):
-        completions = run.engine.generate(prompts, keys, run.sampling)
+        completions = run.engine.generate(prompts, keys, run.sampling, submit)
     with run.recorder.phase("grade"):
-        grades = run.grader.grade(
-            [completion.text for group in completions for completion in group],
-            [problem.answer for problem in problems for _ in range(size)],
-            [key for group in keys for key in group],
-        )
+        grades = [pending[place].result() for place in range(len(problems) * size)]
     return [
         RolloutGroup(problem, tuple(prompt), tuple(group), tuple(grades[place * size : (place + 1) * size]))
         for place, (problem, prompt, group) in enumerate(zip(problems, prompts, completions, strict=True))

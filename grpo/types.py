@@ -5,12 +5,13 @@ Axes: P problems in a batch, G completions per problem, B = P * G, T response to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:  # commands that need no tensors start without torch, which takes seconds to import
+    import torch
 
 
 class RunError(Exception):
@@ -175,9 +176,17 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[SampleKey]], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[SampleKey]],
+        sampling: Sampling,
+        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
-        """Samples len(keys[i]) completions of prompts[i], in that order."""
+        """Samples len(keys[i]) completions of prompts[i], in that order.
+
+        `on_completion(place, completion)` is called once for each, soon after it has ended and in the caller's thread.
+        `place` is its place in the call, counted through all groups.
+        """
         ...
 
     def sync(self, model: torch.nn.Module, version: int) -> None:
@@ -189,11 +198,23 @@ class Engine(Protocol):
         ...
 
 
+class PendingGrade(Protocol):
+    """A grade to come."""
+
+    def result(self) -> Grade:
+        """Waits for it."""
+        ...
+
+
 class Grader(Protocol):
     """What grades completions. Called from any thread; never raises for what a model wrote."""
 
+    def submit(self, response: str, gold: str, key: SampleKey) -> PendingGrade:
+        """Starts grading; `key` is for reward functions that draw random numbers."""
+        ...
+
     def grade(self, responses: Sequence[str], golds: Sequence[str], keys: Sequence[SampleKey]) -> list[Grade]:
-        """One grade per response, in order; `keys` are for reward functions that draw random numbers."""
+        """Submits them all and waits: one grade per response, in order."""
         ...
 
     def close(self) -> None:

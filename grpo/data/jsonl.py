@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from grpo.config import DataConfig
 from grpo.types import Problem
 
+_MAX_EXPONENT = 400
 _ID_FIELDS = ("unique_id", "id")
 _OTHER_NAMES = {
     "problem_field": ("problem", "question", "prompt", "query", "input"),
@@ -22,8 +24,9 @@ _OTHER_NAMES = {
 def load_problems(path: str | Path, cfg: DataConfig, limit: int | None = None) -> list[Problem]:
     """The problems of a file, in its order.
 
-    Numbers become text as the file spells them (5 -> "5", 0.50 -> "0.50"), so that no digit is lost. Blank lines are
-    skipped. A problem's id is its field `unique_id` or `id`, else "<file's stem>-<line number>".
+    Numbers become text as the file spells them (5 -> "5", 0.50 -> "0.50"), so that no digit is lost; an exponent, which
+    in mathematics would be a variable, is worked out (1e-3 -> "0.001"). Blank lines are skipped. A problem's id is its
+    field `unique_id` or `id`, else "<file's stem>-<line number>".
 
     Args:
         path: a JSON Lines file in UTF-8; `~` is the home folder.
@@ -77,7 +80,7 @@ def _problem(record: dict[str, Any], where: str, default_id: str, cfg: DataConfi
 def _record(content: bytes, where: str) -> dict[str, Any]:
     try:
         text = content.decode("utf-8")
-        record = json.loads(text, parse_float=str, parse_int=str, parse_constant=_no_constant)
+        record = json.loads(text, parse_float=_decimal, parse_int=str, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         byte = f"byte 0x{content[error.start]:02x}"
         raise ValueError(f"{where} is not UTF-8 ({byte}), which JSON Lines must be; save the file as UTF-8") from None
@@ -92,6 +95,15 @@ def _record(content: bytes, where: str) -> dict[str, Any]:
             f'{where} is no JSON object: {_short(text)}; write each problem as one, {{"problem": ..., "answer": ...}}'
         )
     return record
+
+
+def _decimal(spelt: str) -> str:
+    """A number without an exponent; one that no float could hold is refused, since it could fill the memory."""
+    if "e" not in spelt.lower():
+        return spelt
+    if not abs(Decimal(spelt).adjusted()) <= _MAX_EXPONENT:
+        raise ValueError(f"{spelt} is beyond what a number may be")
+    return f"{Decimal(spelt):f}"
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -119,8 +131,9 @@ def _optional(record: dict[str, Any], name: str, where: str) -> str:
 
 def _text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str):  # numbers are text already, see `_record`
+        remedy = "keep one of them" if isinstance(value, list) else "put it in quotes"
         raise ValueError(
-            f"{where} has {_short(json.dumps(value))} in {name!r}, which must be text or a number; put it in quotes"
+            f"{where} has {_short(json.dumps(value))} in {name!r}, which must be text or a number; {remedy}"
         )
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(

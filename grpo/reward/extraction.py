@@ -13,6 +13,7 @@ _TAGS = {"</think>": "think_end", "<answer>": "answer_tag", "</answer>": "answer
 _HANDOVER = "</think> <answer>"  # one space: as the r1_zero prompt shows it
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is matched as a pair, and so does not nest
+_ANY_BRACE = re.compile(r"[{}]")
 _SPACE = re.compile(r"\s*")
 _UNBRACED = re.compile(r"[^\s$]*")
 
@@ -22,12 +23,14 @@ class Extraction:
     """What a response says its answer is.
 
     Attributes:
-        answer: the answer as written, perhaps ""; None is a format failure.
-        failure: code of the rule that the format broke, or "".
+        answer: the answer as written, perhaps ""; None is none, which is a format failure unless `is_formatted`.
+        failure: code of the rule by which there is no answer, or "".
+        is_formatted: the format holds all the same, so that the answer is wrong and the format is not.
     """
 
     answer: str | None
     failure: str = ""
+    is_formatted: bool = False
 
 
 def read_tagged(response: str) -> Extraction:
@@ -41,6 +44,33 @@ def read_tagged(response: str) -> Extraction:
         return Extraction(None, failure)
     inside = response[response.index("<answer>") + len("<answer>") : response.index("</answer>")]
     return Extraction(unwrap_box(inside).strip())
+
+
+def read_reference(response: str) -> Extraction:
+    r"""The answer of an r1_zero response as the Dr. GRPO grader reads it, which CS336-style scripts use.
+
+    The format holds if `</think> <answer>` and `</answer>` both stand anywhere, in whatever order. The answer is what
+    follows the last `<answer>`, less every `</answer>`. If it has a `\boxed`, the last one's braces hold the answer,
+    where an escaped brace counts like any other; if that is no closed `\boxed{...}`, the format holds and the answer
+    is wrong.
+
+    The reading alone is theirs, so that shares of well-formed responses compare exactly. What is read is compared by
+    this project's own rules, which let through fewer wrong answers and turn down fewer right ones.
+
+    Source: Understanding R1-Zero-Like Training, arXiv 2503.20783, `r1_zero_reward_fn` of its code.
+    """
+    missing = next((name for tag, name in _TAGS.items() if tag not in response), "")
+    if missing or _HANDOVER not in response:
+        return Extraction(None, f"no_{missing}" if missing else "tags_apart")
+    answer = response.rpartition("<answer>")[2].replace("</answer>", "")
+    _, box, rest = answer.rpartition(r"\boxed")
+    content = _naive_braces(rest) if box else answer
+    return Extraction(None, "unclosed_box", is_formatted=True) if content is None else Extraction(content.strip())
+
+
+def read_bare(answer: str) -> Extraction:
+    """A text that is an answer and nothing else, but for the box that it may stand in."""
+    return Extraction(unwrap_box(answer).strip())
 
 
 def read_boxed(response: str) -> Extraction:
@@ -93,6 +123,16 @@ def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
         if match[0] in "{}":
             depth += 1 if match[0] == "{" else -1
             yield match.start(), depth
+
+
+def _naive_braces(text: str) -> str | None:
+    """What the braces that `text` starts with hold, escaped or not; None if it starts with none or they stay open."""
+    depth = 0
+    for match in _ANY_BRACE.finditer(text) if text.startswith("{") else ():
+        depth += 1 if match[0] == "{" else -1
+        if depth == 0:
+            return text[1 : match.start()]
+    return None
 
 
 def _box_content(text: str, after_command: int) -> str | None:

@@ -2,16 +2,19 @@ r"""Reward functions: what a response earns. `build_grader` puts one of them on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grpo.config import RewardConfig, RewardName
+from grpo.config import RewardConfig, RewardMode, RewardName
 from grpo.reward.equivalence import Verdict, decide
-from grpo.reward.extraction import Extraction, read_boxed, read_tagged, unwrap_box
+from grpo.reward.extraction import Extraction, read_boxed, read_reference, read_tagged
+from grpo.reward.golds import Gold, alternatives, best_verdict
 from grpo.reward.pool import WorkerPool
-from grpo.types import Grade, Grader, Outcome, SampleKey
+from grpo.reward.verdicts import VerdictCache
+from grpo.types import Grade, Grader, Outcome, PendingGrade, SampleKey
 
 Reader = Callable[[str], Extraction]
 Reward = Callable[[Grade, SampleKey], float]
@@ -47,6 +50,8 @@ _REWARDS: dict[RewardName, tuple[Reader, Reward]] = {
 def build_grader(cfg: RewardConfig) -> Grader:
     """The grader that a config names. No process starts before an answer needs one."""
     read, reward = _REWARDS[cfg.name]
+    if cfg.mode is RewardMode.reference:
+        read = read_reference
     return TextGrader(read, reward, WorkerPool(cfg.num_workers, cfg.deadline_s))
 
 
@@ -68,47 +73,66 @@ class TextGrader:
         self._read = read
         self._reward = reward
         self.pool = pool
+        self._cache = VerdictCache(pool)
 
-    def grade(self, responses: Sequence[str], golds: Sequence[str], keys: Sequence[SampleKey]) -> list[Grade]:
+    def submit(self, response: str, gold: Gold, key: SampleKey) -> PendingGrade:
+        """Reads the answer, decides what is plain, and leaves the rest to the workers.
+
+        Raises:
+            ValueError: the gold is no answer; see `alternatives`.
+        """
+        texts, extraction = alternatives(gold), self._read(response)
+        answer = extraction.answer
+        verdicts = [] if answer is None else [self._verdict(answer, text, key.step) for text in texts]
+        return _PendingTextGrade(extraction, verdicts, self._reward, key)
+
+    def grade(self, responses: Sequence[str], golds: Sequence[Gold], keys: Sequence[SampleKey]) -> list[Grade]:
         """One grade per response, in order.
 
         Raises:
+            ValueError: a gold is no answer; see `alternatives`.
             RuntimeError: the worker processes cannot be started; no response can cause that.
         """
-        plain_golds = [unwrap_box(gold).strip() for gold in golds]
-        extractions = [self._read(response) for response in responses]
-        verdicts = self._verdicts(
-            (extraction.answer, gold)
-            for extraction, gold in zip(extractions, plain_golds, strict=True)
-            if extraction.answer is not None
-        )
-        return [
-            self._rewarded(_grade(extraction, verdicts.get((extraction.answer or "", gold))), key)
-            for extraction, gold, key in zip(extractions, plain_golds, keys, strict=True)
-        ]
+        pending = [self.submit(*triple) for triple in zip(responses, golds, keys, strict=True)]
+        return [grade.result() for grade in pending]
 
     def close(self) -> None:
         """Ends the worker processes."""
         self.pool.close()
+        self._cache.clear()
 
-    def _verdicts(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Verdict]:
-        """The verdict on each different (answer, gold): equal ones are graded once."""
-        decided = {pair: decide(*pair) for pair in dict.fromkeys(pairs)}
-        undecided = [pair for pair, verdict in decided.items() if verdict is None]
-        judged = dict(zip(undecided, self.pool.judge(undecided), strict=True))
-        return {pair: verdict or judged[pair] for pair, verdict in decided.items()}
+    def _verdict(self, answer: str, gold: str, step: int) -> Verdict | Future[Verdict]:
+        return decide(answer, gold) or self._cache.submit(answer, gold, step)
 
-    def _rewarded(self, grade: Grade, key: SampleKey) -> Grade:
+
+@dataclass(frozen=True, slots=True)
+class _PendingTextGrade:
+    """A response whose answer has been read; some verdicts, one for each alternative of the gold, may be to come."""
+
+    extraction: Extraction
+    verdicts: Sequence[Verdict | Future[Verdict]]
+    reward: Reward
+    key: SampleKey
+
+    def result(self) -> Grade:
+        """Waits for the grade.
+
+        Raises:
+            RuntimeError: the worker processes cannot be started; no response can cause that.
+        """
+        verdicts = [one.result() if isinstance(one, Future) else one for one in self.verdicts]
+        grade = _grade(self.extraction, verdicts)
         if grade.outcome is Outcome.grader_error:
             return grade
-        return replace(grade, reward=self._reward(grade, key))
+        return replace(grade, reward=self.reward(grade, self.key))
 
 
-def _grade(extraction: Extraction, verdict: Verdict | None) -> Grade:
-    """The grade without its reward."""
+def _grade(extraction: Extraction, verdicts: Sequence[Verdict]) -> Grade:
+    """The grade without its reward, from the verdict on each alternative of the gold."""
     if extraction.answer is None:
-        return Grade(0.0, 0.0, 0.0, Outcome.format_failure, extraction.failure)
-    assert verdict is not None, extraction
+        outcome = Outcome.graded if extraction.is_formatted else Outcome.format_failure
+        return Grade(0.0, float(extraction.is_formatted), 0.0, outcome, extraction.failure)
+    verdict = best_verdict(verdicts)
     if verdict.is_error:
         return Grade(0.0, 0.0, 0.0, Outcome.grader_error, verdict.reason, extraction.answer)
     return Grade(0.0, 1.0, float(verdict.correct), Outcome.graded, verdict.reason, extraction.answer)

@@ -1,37 +1,34 @@
 """Worker processes that may hang, crash or run out of memory without the trainer noticing more than a verdict.
 
-A worker is a fresh interpreter, started at the first case and kept warm. It is not a `multiprocessing` process: even
-with the spawn method that imports the trainer's `__main__`, and torch with it, in every worker.
+Cases go into one queue. Each worker has a thread that takes a chunk from it, hands it over, and waits for one verdict
+after another. What a lost worker had not begun goes back into the queue, so that a bad case costs only itself.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from multiprocessing.connection import Pipe, wait
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from grpo.reward.equivalence import Verdict
+from grpo.reward.process import CannotStartError, WorkerLostError, WorkerProcess
 
-_START_DEADLINE_S = 120.0  # importing sympy takes a second, and far more on a busy machine or a network disk
 _MAX_FAILED_STARTS = 3
 _MAX_DEATHS = 2  # of workers on the same case: a death may be the machine's doing, two are the case's
-_IMPORT_ROOT = Path(__file__).resolve().parent.parent.parent
+_MAX_CHUNK = 8  # cases: handing over more at once saves nothing, and those behind a bad case have to wait for it
 
 
 class WorkerPool:
     """Grades cases in `num_workers` processes, each case within `deadline_s`.
 
-    A worker that passes the deadline is killed and its case becomes a "deadline" error. A worker that dies has its
-    case graded once more and then called a "worker_died" error. Both are replaced. May be used from any thread.
+    A worker that passes the deadline is ended and its case becomes a "deadline" error. A worker that dies has its case
+    graded once more and then called a "worker_died" error. Both are replaced. May be used from any thread. Processes
+    are started when cases need them, and end with `close`, with the last reference to the pool, and with this process.
     """
 
     def __init__(self, num_workers: int, deadline_s: float) -> None:
@@ -39,167 +36,207 @@ class WorkerPool:
 
         Args:
             num_workers: how many processes there may be.
-            deadline_s: wall-clock seconds that a case may take; a worker's start does not count.
+            deadline_s: seconds of processor time that a case may take, and a tenth of those that it may take on the
+                clock; imports do not count.
         """
         self._num_workers = num_workers
         self._deadline_s = deadline_s
-        self._workers: list[_Worker] = []
         self._lock = threading.Lock()
-        self._failed_starts = 0
-        weakref.finalize(self, _end_all, self._workers)  # runs at exit too
+        self._crew: _Crew | None = None
 
     @property
     def pids(self) -> list[int]:
         """Of the workers there are."""
-        return [worker.process.pid for worker in self._workers]
+        return [] if self._crew is None else [worker.pid for worker in self._crew.workers]
 
     @property
     def busy_pids(self) -> list[int]:
         """Of the workers that are on a case."""
-        return [worker.process.pid for worker in self._workers if worker.case is not None]
+        return [] if self._crew is None else [worker.pid for worker in self._crew.workers if worker.is_busy]
 
-    def judge(self, cases: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def submit(self, answer: str, gold: str) -> Future[Verdict]:
+        """The verdict to come. It cannot be cancelled; `close` makes it a "closed" error.
+
+        The future raises RuntimeError if workers cannot be started at all, whatever the case.
+        """
+        case = _Case(answer, gold)
+        case.verdict.set_running_or_notify_cancel()
+        with self._lock:
+            if self._crew is None or self._crew.owner != os.getpid():  # threads do not survive a fork
+                self._crew = _Crew(self._num_workers, self._deadline_s)
+                self._end_crew = weakref.finalize(self, self._crew.close)  # runs at exit too
+            self._crew.add(case)
+        return case.verdict
+
+    def judge(self, cases: Iterable[tuple[str, str]]) -> list[Verdict]:
         """One verdict per (answer, gold), in order.
 
         Raises:
             RuntimeError: workers cannot be started at all, whatever the case.
         """
-        with self._lock:
-            batch = _Batch(cases)
-            try:
-                while batch.num_open:
-                    self._hire(len(batch.waiting))
-                    self._hand_out(batch)
-                    self._collect(batch)
-            finally:
-                self._dismiss([worker for worker in self._workers if worker.case is not None])
-            return [batch.verdicts[case] for case in range(len(cases))]
+        verdicts = [self.submit(*case) for case in cases]
+        return [verdict.result() for verdict in verdicts]
 
     def close(self) -> None:
-        """Ends the workers; a later `judge` starts new ones."""
+        """Ends the workers; cases that are pending become errors. A later `submit` starts new workers."""
         with self._lock:
-            _end_all(self._workers)
+            if self._crew is not None:
+                self._crew = None
+                self._end_crew()
 
-    def _hire(self, num_waiting: int) -> None:
-        num_free = sum(worker.case is None for worker in self._workers)
-        num_missing = self._num_workers - len(self._workers)
-        for _ in range(min(num_missing, num_waiting - num_free)):
-            self._workers.append(_Worker(self._deadline_s))
 
-    def _hand_out(self, batch: _Batch) -> None:
-        for worker in [worker for worker in self._workers if worker.is_idle][: len(batch.waiting)]:
-            case = batch.waiting.popleft()
-            try:
-                worker.give(case, batch.cases[case], self._deadline_s)
-            except OSError:  # it died since its last case, and not of this one
-                batch.waiting.append(case)
-                self._dismiss([worker])
+@dataclass(eq=False, slots=True)
+class _Case:
+    """What is to be compared, the verdict to come, and how many workers it has cost."""
 
-    def _collect(self, batch: _Batch) -> None:
-        """Waits until a worker says something or is out of time, and acts on it."""
-        watched = [worker for worker in self._workers if not worker.is_idle]
-        if not watched:
+    answer: str
+    gold: str
+    verdict: Future[Verdict] = field(default_factory=Future)
+    deaths: int = 0
+
+
+class _Crew:
+    """The queue, and the threads that serve it. Does not know its pool, so that a pool that nobody holds ends."""
+
+    def __init__(self, num_workers: int, deadline_s: float) -> None:
+        self.owner = os.getpid()
+        self.workers: list[WorkerProcess] = []
+        self._num_workers, self._deadline_s = num_workers, deadline_s
+        self._changed = threading.Condition()  # guards everything that changes
+        self._queue: deque[_Case] = deque()
+        self._num_threads = self._num_idle = self._failed_starts = 0
+        self._is_closed = False
+
+    def add(self, case: _Case) -> None:
+        with self._changed:
+            self._queue.append(case)
+            if self._num_idle < len(self._queue) and self._num_threads < self._num_workers:
+                self._num_threads += 1
+                threading.Thread(target=self._serve, name="grader", daemon=True).start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the workers; their threads see to the cases that they have."""
+        if os.getpid() != self.owner:  # in a fork of the trainer: not its workers, and a lock that may be held for ever
             return
-        pause_s = min(worker.expires for worker in watched) - time.monotonic()
-        ready = wait([worker.pipe for worker in watched], max(0.0, pause_s))
-        for worker in watched:
-            if worker.pipe in ready:
-                self._receive(worker, batch)
-            elif worker.expires <= time.monotonic():
-                self._give_up(worker, batch, "deadline")
-
-    def _receive(self, worker: _Worker, batch: _Batch) -> None:
-        try:
-            message: dict[str, Any] = json.loads(worker.pipe.recv_bytes())
-        except (EOFError, OSError, ValueError):
-            self._give_up(worker, batch, "worker_died")
-            return
-        if "cannot_start" in message:
-            self._dismiss([worker])
-            raise RuntimeError(
-                f"the grader's worker cannot start: {message['cannot_start']}; install the project's dependencies again"
-            )
-        if worker.case is None:
-            worker.is_ready, self._failed_starts = True, 0
-        else:
-            error = message.get("error", "")
-            batch.verdicts[worker.case] = Verdict(message.get("correct", False), error or "math_verify", bool(error))
-            worker.case = None
-
-    def _give_up(self, worker: _Worker, batch: _Batch, reason: str) -> None:
-        """Ends a worker that hangs or has died, and settles what becomes of its case."""
-        self._dismiss([worker])
-        if worker.case is None:
-            self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                self._failed_starts = 0
-                raise RuntimeError(
-                    f"the grader's workers cannot start: {_MAX_FAILED_STARTS} in a row ended with exit status "
-                    f"{worker.process.returncode}; free memory, or set reward.num_workers=1"
-                )
-        else:
-            batch.deaths[worker.case] += 1
-            if reason == "worker_died" and batch.deaths[worker.case] < _MAX_DEATHS:
-                batch.waiting.append(worker.case)
-            else:
-                batch.verdicts[worker.case] = Verdict(False, reason, is_error=True)
-
-    def _dismiss(self, workers: Sequence[_Worker]) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            pending, workers = list(self._queue), list(self.workers)
+            self._queue.clear()
         for worker in workers:
-            worker.end()
-            self._workers.remove(worker)
+            worker.kill()
+        for case in pending:
+            case.verdict.set_result(_error("closed"))
 
+    def _serve(self) -> None:
+        """What a thread does: keeps one worker, and gives it chunk after chunk."""
+        worker: WorkerProcess | None = None
+        while self._wait_for_cases():
+            try:
+                worker = worker or self._hire()
+                if chunk := self._take_chunk():
+                    self._grade(worker, chunk)
+            except WorkerLostError:
+                worker = self._dismiss(worker)
+            except Exception as error:  # without a thread the cases would wait for ever
+                worker = self._dismiss(worker)
+                self._fail_pending(error)
+        self._dismiss(worker)
 
-class _Batch:
-    """The cases of one call: which wait for a worker, which have a verdict, how many workers each has cost."""
+    def _wait_for_cases(self) -> bool:
+        """Whether there are cases to grade, rather than the end."""
+        with self._changed:
+            self._num_idle += 1
+            self._changed.wait_for(lambda: self._queue or self._is_closed)
+            self._num_idle -= 1
+            return not self._is_closed
 
-    def __init__(self, cases: Sequence[tuple[str, str]]) -> None:
-        self.cases = cases
-        self.waiting = deque(range(len(cases)))
-        self.verdicts: dict[int, Verdict] = {}
-        self.deaths = [0] * len(cases)
+    def _take_chunk(self) -> deque[_Case]:
+        """A share of the queue that leaves the other workers theirs; perhaps none."""
+        with self._changed:
+            size = min(_MAX_CHUNK, -(-len(self._queue) // (2 * self._num_workers)))
+            return deque(self._queue.popleft() for _ in range(size))
 
-    @property
-    def num_open(self) -> int:
-        return len(self.cases) - len(self.verdicts)
+    def _grade(self, worker: WorkerProcess, chunk: deque[_Case]) -> None:
+        """Settles the cases of a chunk one by one; those it cannot go back into the queue."""
+        try:
+            worker.give([(case.answer, case.gold) for case in chunk])
+            while chunk:
+                verdict = worker.next_verdict()
+                chunk.popleft().verdict.set_result(verdict)
+        except WorkerLostError as loss:
+            if worker.is_busy:  # else it had died of something before
+                self._blame(chunk.popleft(), loss.reason)
+            raise
+        finally:
+            self._put_back(chunk)
 
+    def _blame(self, case: _Case, reason: str) -> None:
+        """Settles what becomes of the case that a worker was lost on."""
+        case.deaths += 1
+        if reason == "worker_died" and case.deaths < _MAX_DEATHS:
+            self._put_back([case])
+        else:
+            case.verdict.set_result(_error(reason))
 
-class _Worker:
-    """A process, its pipe, and the case it works on (None: none). `expires` is on the monotonic clock."""
+    def _put_back(self, cases: Iterable[_Case]) -> None:
+        with self._changed:
+            if not self._is_closed:
+                self._queue.extend(cases)
+                self._changed.notify_all()
+                return
+        for case in cases:
+            case.verdict.set_result(_error("closed"))
 
-    def __init__(self, deadline_s: float) -> None:
-        self.pipe, theirs = Pipe()
-        command = [sys.executable, "-m", "grpo.reward.worker", str(theirs.fileno()), str(os.getpid()), str(deadline_s)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=_IMPORT_ROOT,
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's verdicts may follow the order of its sets
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # out of the terminal's process group: Ctrl-C is the trainer's to handle
+    def _hire(self) -> WorkerProcess:
+        """A worker that is ready.
+
+        Raises:
+            WorkerLostError: it ended before it was.
+            RuntimeError: so did several in a row, or it says that none ever will be.
+        """
+        worker = WorkerProcess(self._deadline_s)
+        with self._changed:
+            self.workers.append(worker)
+            if self._is_closed:
+                worker.kill()
+        try:
+            worker.wait_until_ready()
+        except WorkerLostError:
+            self._dismiss(worker)
+            self._count_failed_start(worker.exit_status)
+            raise
+        except CannotStartError:
+            self._dismiss(worker)
+            raise
+        with self._changed:
+            self._failed_starts = 0
+        return worker
+
+    def _count_failed_start(self, exit_status: int | None) -> None:
+        with self._changed:
+            self._failed_starts = (self._failed_starts + 1) % _MAX_FAILED_STARTS
+            if self._failed_starts > 0:
+                return
+        raise RuntimeError(
+            f"the grader's workers cannot start: {_MAX_FAILED_STARTS} in a row ended with exit status {exit_status}; "
+            "free memory, or set reward.num_workers=1"
         )
-        theirs.close()
-        self.case: int | None = None
-        self.is_ready = False
-        self.expires = time.monotonic() + _START_DEADLINE_S
 
-    @property
-    def is_idle(self) -> bool:
-        return self.is_ready and self.case is None
+    def _dismiss(self, worker: WorkerProcess | None) -> None:
+        if worker is not None:
+            worker.end()
+            with self._changed, suppress(ValueError):
+                self.workers.remove(worker)
 
-    def give(self, case: int, texts: tuple[str, str], deadline_s: float) -> None:
-        answer, gold = texts
-        self.pipe.send_bytes(json.dumps({"answer": answer, "gold": gold}).encode())
-        self.case, self.expires = case, time.monotonic() + deadline_s
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.pipe.close()
+    def _fail_pending(self, error: Exception) -> None:
+        with self._changed:
+            pending = list(self._queue)
+            self._queue.clear()
+        for case in pending:
+            case.verdict.set_exception(error)
 
 
-def _end_all(workers: list[_Worker]) -> None:
-    while workers:
-        workers.pop().end()
+def _error(reason: str) -> Verdict:
+    return Verdict(False, reason, is_error=True)

@@ -1,8 +1,9 @@
-r"""A process that compares answers with math-verify: `python -m grpo.reward.worker FD PARENT_PID DEADLINE_S`.
+r"""A process that compares answers with golds: `python -m grpo.reward.worker FD PARENT_PID DEADLINE_S`.
 
-It reads one JSON request after another from a pipe and answers each. Nothing it does may last: its parent kills it at
-the deadline, and where there is no parent any more it ends by itself. Imports nothing of the trainer, so that it
-starts fast and small.
+It reads chunks of cases from a socket, one JSON line each, and says every verdict as soon as it has it, one JSON line
+each. Nothing it does may last: the kernel ends it when a case has had its processor time, and where there is no parent
+any more it ends by itself. It imports nothing of the trainer, so that it starts fast and small, and computer algebra
+only when a case needs it.
 """
 
 from __future__ import annotations
@@ -11,84 +12,126 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 MEMORY_BYTES = 4 * 2**30
+DEADLINE_SIGNAL = signal.SIGPROF  # what ends a worker whose case has had its processor time
+OUT_OF_MEMORY = 3  # exit status
 _PARENT_CHECK_S = 0.5
-_ALARM_MARGIN_S = 1.0
-
-
-class UnreadableGoldError(ValueError):
-    """math-verify cannot parse the gold answer, so a difference from it says nothing."""
 
 
 def main() -> None:
-    """Announces itself, then answers requests until the pipe closes."""
+    """Says that it is ready, then grades until the socket closes."""
     handle, parent, deadline_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     _depend_on(parent)
     _limit_resources()
-    pipe = Connection(handle)
+    channel = socket.socket(fileno=handle)
+    with suppress(OSError):
+        try:
+            judge = Judge(channel, deadline_s)
+            _send(channel, {"state": "ready"})
+            for line in channel.makefile("rb"):
+                for answer, gold in json.loads(line):
+                    _send(channel, judge.compare(answer, gold))
+                _set_deadline(0)
+        except CannotLoadError as error:
+            _send(channel, {"cannot_start": str(error)})
+        except MemoryError:  # the heap may be full of earlier cases: the case is tried again in a fresh process
+            os._exit(OUT_OF_MEMORY)
+
+
+class CannotLoadError(Exception):
+    """What the comparison needs cannot be imported."""
+
+
+class Judge:
+    """Compares by the project's own rules, and by math-verify what they leave undecided."""
+
+    def __init__(self, channel: socket.socket, deadline_s: float) -> None:
+        """Imports what most cases need.
+
+        Args:
+            channel: to say when a case has to wait for an import, which is not the case's fault.
+            deadline_s: seconds of processor time that a case may take.
+
+        Raises:
+            CannotLoadError: see there.
+        """
+        with _needed():
+            from grpo.reward.comparison import compare
+
+        self._compare = compare
+        self._channel = channel
+        self._deadline_s = deadline_s
+        self._last_resort: Callable[[str, str], Any] | None = None
+
+    def compare(self, answer: str, gold: str) -> dict[str, Any]:
+        """The verdict in the form that it is sent in.
+
+        Raises:
+            CannotLoadError: math-verify cannot be imported.
+            MemoryError: the limit is reached.
+        """
+        try:
+            _set_deadline(self._deadline_s)
+            verdict = self._compare(answer, gold)
+            if verdict is None:
+                verdict = self._load_last_resort()(answer, gold)
+        except (CannotLoadError, MemoryError):
+            raise
+        except Exception:  # nothing that a model wrote may end the run: counted as a grader error
+            return {"correct": False, "reason": "exception", "is_error": True}
+        return {"correct": bool(verdict.correct), "reason": verdict.reason, "is_error": bool(verdict.is_error)}
+
+    def _load_last_resort(self) -> Callable[[str, str], Any]:
+        if self._last_resort is None:
+            _set_deadline(0)
+            _send(self._channel, {"state": "loading"})
+            with _needed():
+                from grpo.reward import last_resort
+
+                last_resort.load()
+            self._last_resort = last_resort.compare
+            _send(self._channel, {"state": "loaded"})
+        _set_deadline(self._deadline_s)
+        return self._last_resort
+
+
+@contextmanager
+def _needed() -> Iterator[None]:
+    """For imports without which nothing can be graded."""
     try:
-        are_equal = load_math_verify()
-        are_equal("1/3", r"\frac{1}{3}")  # the first call builds math-verify's parser
+        yield
+    except MemoryError:
+        raise
     except Exception as error:
-        _send(pipe, {"cannot_start": f"{type(error).__name__}: {error}"})
-        return
-    _send(pipe, {"ready": True})
-    with suppress(EOFError, OSError):
-        while True:
-            request = json.loads(pipe.recv_bytes())
-            # The default action of SIGALRM ends even a process that is lost in C code with no parent to kill it.
-            signal.setitimer(signal.ITIMER_REAL, deadline_s + _ALARM_MARGIN_S)
-            reply = _reply(are_equal, request)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(pipe, reply)
+        raise CannotLoadError(f"{type(error).__name__}: {error}") from error
 
 
-def load_math_verify() -> Callable[[str, str], bool]:
-    """Imports math-verify, which takes a second or more, and returns the comparison of an answer with a gold."""
-    import math_verify
-
-    # Its own time-outs are signals, which cannot interrupt C code; 0 turns them off.
-    rules = [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig()]
-
-    def are_equal(answer: str, gold: str) -> bool:
-        gold_forms = math_verify.parse(f"${gold}$", rules, parsing_timeout=0)
-        answer_forms = math_verify.parse(rf"\boxed{{{answer}}}", rules, parsing_timeout=0)
-        equal = math_verify.verify(gold_forms, answer_forms, timeout_seconds=0, raise_on_error=True)
-        if not equal and all(isinstance(form, str) for form in gold_forms):
-            raise UnreadableGoldError
-        return equal
-
-    return are_equal
+def _set_deadline(cpu_s: float) -> None:
+    """After this much processor time, 0 for any, the kernel ends the process: even one that is lost in C code."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
 
 
-def _reply(are_equal: Callable[[str, str], bool], request: dict[str, str]) -> dict[str, Any]:
-    try:
-        return {"correct": bool(are_equal(request["answer"], request["gold"]))}
-    except UnreadableGoldError:
-        return {"error": "gold_unreadable"}
-    except Exception:  # whatever computer algebra does with what a model wrote: counted as a grader error
-        return {"error": "exception"}
-
-
-def _send(pipe: Connection, message: dict[str, Any]) -> None:
-    pipe.send_bytes(json.dumps(message).encode())
+def _send(channel: socket.socket, message: dict[str, Any]) -> None:
+    channel.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _depend_on(parent: int) -> None:
     """Lives exactly as long as the parent: ignores what a terminal or scheduler sends to all, ends when it is gone.
 
-    Not PR_SET_PDEATHSIG: that fires when the thread that started the worker ends, and any thread may grade.
+    Not PR_SET_PDEATHSIG: that fires when the thread that started the worker ends, and that thread may.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(DEADLINE_SIGNAL, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {DEADLINE_SIGNAL})  # a thread's mask is inherited
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -6,7 +6,8 @@ it. Sampling is keyed by (seed, step, problem, sample, position): see `grpo.roll
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +69,11 @@ class TorchEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[SampleKey]], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[SampleKey]],
+        sampling: Sampling,
+        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
         """See `grpo.types.Engine`.
 
@@ -76,14 +81,19 @@ class TorchEngine:
             ValueError: an empty prompt, or one that leaves no room for max_tokens in the context.
         """
         self._check(prompts, sampling)
-        requests = [Request(place, *pair) for place, pair in enumerate(zip(prompts, keys, strict=True))]
-        results: list[list[Completion]] = [[] for _ in requests]
+        spans = list(pairwise(accumulate(map(len, keys), initial=0)))
+        requests = [
+            Request(first, prompt, group) for (first, _), prompt, group in zip(spans, prompts, keys, strict=True)
+        ]
+        completions: dict[int, Completion] = {}
         for wave in self._waves(requests, sampling):
-            output = Wave(self._decoder, self._stop_rules(sampling.stop), sampling, self._end_ids).run(wave)
-            completions = iter(self._completions(output, sampling))
-            for request in wave:
-                results[request.place] += [next(completions) for _ in request.keys]
-        return results
+            places = [request.first + sample for request in wave for sample in range(len(request.keys))]
+            for output in Wave(self._decoder, self._stop_rules(sampling.stop), sampling, self._end_ids).run(wave):
+                for row, completion in zip(output.rows.tolist(), self._completions(output, sampling), strict=True):
+                    completions[places[row]] = completion
+                    if on_completion is not None:
+                        on_completion(places[row], completion)
+        return [[completions[place] for place in range(*span)] for span in spans]
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         context = self._decoder.config.max_position_embeddings
@@ -102,15 +112,16 @@ class TorchEngine:
         """Longest prompts first, as many rows at once as the cache holds; a group may be split over two waves."""
         waves: list[list[Request]] = []
         room = 0
-        for request in sorted(requests, key=lambda request: (-len(request.prompt), request.place)):
+        for request in sorted(requests, key=lambda request: (-len(request.prompt), request.first)):
             keys = list(request.keys)
             while keys:
                 if room == 0:
                     longest = len(request.prompt) + sampling.max_tokens
                     room = max(1, self._cache_tokens // longest)
                     waves.append([])
+                first = request.first + len(request.keys) - len(keys)
                 taken, keys = keys[:room], keys[room:]
-                waves[-1].append(Request(request.place, request.prompt, taken))
+                waves[-1].append(Request(first, request.prompt, taken))
                 room -= len(taken)
         return waves
 

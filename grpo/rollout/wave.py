@@ -5,7 +5,7 @@ Axes: R rows still in the batch, W rows of the whole wave, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,28 +23,40 @@ _CHECK_EVERY = 8  # decode steps between looks at how many rows have ended
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the samples wanted of it; `place` is its place in the engine's call."""
+    """One prompt and the samples wanted of it; `first` is the first one's place in the engine's call."""
 
-    place: int
+    first: int
     prompt: Sequence[int]
     keys: Sequence[SampleKey]
 
 
 @dataclass(frozen=True, slots=True)
 class WaveOutput:
-    """What a wave sampled.
+    """What a wave sampled: all of it, or some rows, N of them, that have ended.
 
     Attributes:
-        tokens: [W, max_tokens] ids; what comes after a row's length means nothing.
-        log_probs: [W, max_tokens] nats.
-        lengths: [W].
-        stopped: [W] bool, ended by an end-of-sequence token or a stop string.
+        rows: [N] their numbers in the wave.
+        tokens: [N, T] ids; what comes after a row's length means nothing.
+        log_probs: [N, T] nats.
+        lengths: [N].
+        stopped: [N] bool, ended by an end-of-sequence token or a stop string.
     """
 
+    rows: Tensor
     tokens: Tensor
     log_probs: Tensor
     lengths: Tensor
     stopped: Tensor
+
+    def select(self, chosen: Tensor, num_tokens: int) -> WaveOutput:
+        """The rows for which `chosen`, [N] bool, is True, and their first tokens."""
+        return WaveOutput(
+            rows=self.rows[chosen],
+            tokens=self.tokens[chosen, :num_tokens],
+            log_probs=self.log_probs[chosen, :num_tokens],
+            lengths=self.lengths[chosen],
+            stopped=self.stopped[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +107,12 @@ class Wave:
             sampling.temperature or 1.0, sampling.top_k, sampling.top_p, tuple(banned_ids)
         )
 
-    def run(self, requests: Sequence[Request]) -> WaveOutput:
-        """Samples a completion for every key of every request, in order."""
+    def run(self, requests: Sequence[Request]) -> Iterator[WaveOutput]:
+        """Samples a completion for every key of every request; rows come in parts, each soon after it has ended."""
         rows, logits, width = self._prefill(requests)
         output = self._empty_output(len(rows.index))
+        handed_out = torch.zeros_like(output.stopped)
+        num_open = len(handed_out)
         longest = max(len(request.prompt) for request in requests)
         cos, sin = self._decoder.rotary_table(longest + self._sampling.max_tokens)
         for position in range(self._sampling.max_tokens):
@@ -110,17 +124,21 @@ class Wave:
                 num_alive = int(alive.sum())
                 if num_alive == 0:
                     break
+                if num_alive < num_open:
+                    yield output.select(output.stopped & ~handed_out, position + 1)
+                    handed_out, num_open = output.stopped.clone(), num_alive
                 if 2 * num_alive <= len(alive):
                     rows, tokens = rows.select(alive), tokens[alive]
             at = rows.prompt_lengths + position
             rotary = (cos[at].unsqueeze(1), sin[at].unsqueeze(1))
             hidden = self._decoder.forward(tokens.unsqueeze(1), rotary, rows.cache, width + position)
             logits = self._decoder.logits(hidden)
-        return output
+        yield output.select(~handed_out, self._sampling.max_tokens)
 
     def _empty_output(self, total: int) -> WaveOutput:
         shape, device = (total, self._sampling.max_tokens), self._decoder.device
         return WaveOutput(
+            rows=torch.arange(total, device=device),
             tokens=torch.zeros(shape, dtype=torch.int64, device=device),
             log_probs=torch.zeros(shape, device=device),
             lengths=torch.full((total,), self._sampling.max_tokens, device=device),

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo.run.statistics import wilson_interval
-from grpo.types import Completion, Engine, FinishReason, Grade, Grader, Outcome, Problem, SampleKey, Sampling
+from grpo.types import (
+    Completion,
+    Engine,
+    FinishReason,
+    Grade,
+    Grader,
+    Outcome,
+    PendingGrade,
+    Problem,
+    SampleKey,
+    Sampling,
+)
 
 
 def evaluate(
@@ -17,7 +28,7 @@ def evaluate(
     sampling: Sampling,
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Samples one completion of every problem in one call, and grades them.
+    """Samples one completion of every problem in one call, and grades each as soon as it has ended.
 
     Args:
         engine: of the run.
@@ -32,9 +43,13 @@ def evaluate(
     """
     keys = [SampleKey(seed, 0, place, 0) for place in range(len(problems))]
     prompts = [prompt_ids[problem] for problem in problems]
-    completions = [group[0] for group in engine.generate(prompts, [[key] for key in keys], sampling)]
-    texts, golds = [c.text for c in completions], [problem.answer for problem in problems]
-    grades = grader.grade(texts, golds, keys)
+    pending: dict[int, PendingGrade] = {}
+
+    def submit(place: int, completion: Completion) -> None:
+        pending[place] = grader.submit(completion.text, problems[place].answer, keys[place])
+
+    completions = [group[0] for group in engine.generate(prompts, [[key] for key in keys], sampling, submit)]
+    grades = [pending[place].result() for place in range(len(problems))]
     rows = [_row(*triple) for triple in zip(problems, completions, grades, strict=True)]
     return rows, _metrics(completions, grades)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -172,6 +173,52 @@ def test_no_prompts_and_no_samples(make_engine: MakeEngine) -> None:
     assert engine.generate([], [], Sampling(max_tokens=4)) == []
     groups = engine.generate(PROMPTS[:2], [[], [SampleKey(0, 1, 1, 0)]], Sampling(max_tokens=4))
     assert [len(group) for group in groups] == [0, 1]
+
+
+# --- Streaming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_tokens", [4096, 400, 1])
+def test_every_completion_is_told_of_once_before_the_call_ends(make_engine: MakeEngine, cache_tokens: int) -> None:
+    engine, sampling = make_engine(tiny_model(), cache_tokens=cache_tokens), Sampling(max_tokens=20)
+    keys = [group[:size] for group, size in zip(keys_of(len(PROMPTS), 6), (4, 0, 6, 1, 5), strict=True)]
+    told: dict[int, Completion] = {}
+    threads: set[int] = set()
+
+    def on_completion(place: int, completion: Completion) -> None:
+        assert place not in told
+        told[place] = completion
+        threads.add(threading.get_ident())
+
+    completions = flat(engine.generate(PROMPTS, keys, sampling, on_completion))
+    told_in_the_call = dict(told)
+    assert sorted(told_in_the_call) == list(range(16))
+    assert all(told_in_the_call[place] is completion for place, completion in enumerate(completions))
+    assert {completion.finish_reason for completion in completions} == {FinishReason.stop, FinishReason.length}
+    assert threads == {threading.get_ident()}
+    assert completions == flat(engine.generate(PROMPTS, keys, sampling))
+
+
+def test_short_completions_are_told_of_before_long_ones(make_engine: MakeEngine) -> None:
+    tokenizer = merged_tokenizer()
+    script = token_ids(tokenizer, [*(chr(code) for code in range(48, 123)), EOS])
+    engine = make_engine(scripted_model(tokenizer, script), tokenizer, [script[-1]])
+    prompts = [script[:1], script[-2:-1], script[30:31], script[-20:-19]]  # ends after 75, 1, 45 and 19 tokens
+    told: list[int] = []
+    engine.generate(prompts, keys_of(4, 1), Sampling(max_tokens=60), lambda place, _: told.append(place))
+    assert told == [1, 3, 2, 0]  # the longest is truncated
+
+
+def test_an_error_of_the_listener_ends_the_call_and_nothing_else(make_engine: MakeEngine) -> None:
+    engine, sampling = make_engine(tiny_model()), Sampling(max_tokens=20)
+    expected = engine.generate(PROMPTS, keys_of(5, 4), sampling)
+
+    def fail(place: int, completion: Completion) -> None:
+        raise KeyError(place)
+
+    with pytest.raises(KeyError):
+        engine.generate(PROMPTS, keys_of(5, 4), sampling, fail)
+    assert engine.generate(PROMPTS, keys_of(5, 4), sampling) == expected
 
 
 # --- The distribution -----------------------------------------------------------------------------------------------

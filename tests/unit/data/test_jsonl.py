@@ -49,7 +49,14 @@ def test_field_names_come_from_the_config(tmp_path):
     assert load_one(tmp_path, line, **changes) == Problem("set-1", "1+1?", "2", "yes", "sum")
 
 
-@pytest.mark.parametrize("spelling", ["5", "0.5", "-3", "0.50", "1e3", "12345678901234567890.123456789012345678"])
+@pytest.mark.parametrize(
+    ("spelling", "text"), [("1e3", "1000"), ("5e-5", "0.00005"), ("-2.50E1", "-25.0"), ("0e9", "0")]
+)
+def test_an_exponent_is_worked_out(tmp_path, spelling, text):
+    assert load_one(tmp_path, f'{{"problem": "1+1?", "answer": {spelling}}}').answer == text
+
+
+@pytest.mark.parametrize("spelling", ["5", "0.5", "-3", "0.50", "12345678901234567890.123456789012345678"])
 def test_numbers_become_text_as_they_are_spelt(tmp_path, spelling):
     assert load_one(tmp_path, f'{{"problem": {spelling}, "answer": {spelling}}}').answer == spelling
 
@@ -115,6 +122,8 @@ def test_path_may_be_text_and_start_at_home(tmp_path, monkeypatch):
         ('{"problem": "", "answer": "2"}', ["empty 'problem'"]),
         ('{"problem": " \\n", "answer": "2"}', ["empty 'problem'"]),
         ('{"problem": "1+1?", "answer": ""}', ["empty 'answer'"]),
+        ('{"problem": "1+1?", "answer": ["2", "two"]}', ["in 'answer'", "text or a number", "keep one of them"]),
+        ('{"problem": "1+1?", "answer": 1e99999999}', ["is not JSON", "1e99999999 is beyond"]),
         ('{"problem": "1+1?", "answer": null}', ["null in 'answer'", "text or a number"]),
         ('{"problem": "1+1?", "answer": true}', ["true in 'answer'"]),
         ('{"problem": ["1+1?"], "answer": "2"}', ["""["1+1?"] in 'problem'"""]),

@@ -28,6 +28,13 @@ from grpo.reward.extraction import Extraction, has_balanced_braces, read_boxed, 
         ("</think> <answer>1</answer> <answer>42</answer>", Extraction(None, "several_answer_tags")),
         ("</think> <answer>42</answer></answer>", Extraction(None, "several_answer_ends")),
         ("</answer> </think> <answer>42", Extraction(None, "tags_out_of_order")),
+        # Tags inside others, and tags that the thoughts mention, are tags.
+        ("</think> <answer><answer>42</answer></answer>", Extraction(None, "several_answer_tags")),
+        ("</think> <answer></think> <answer>42</answer>", Extraction(None, "several_think_ends")),
+        ("In <answer> tags. </think> <answer>42</answer>", Extraction(None, "several_answer_tags")),
+        ("</answer> </think> <answer>42</answer>", Extraction(None, "several_answer_ends")),
+        ("</think> <answer>42</answer>\u200b", Extraction(None, "text_after_answer")),
+        ("</think> <answer>42</answer>\u00a0\n", Extraction("42")),
         ("<answer>42</answer> </think>", Extraction(None, "tags_apart")),
         ("</think><answer>42</answer>", Extraction(None, "tags_apart")),
         ("</think>\n<answer>42</answer>", Extraction(None, "tags_apart")),
@@ -37,6 +44,11 @@ from grpo.reward.extraction import Extraction, has_balanced_braces, read_boxed, 
 )
 def test_read_tagged(response: str, expected: Extraction) -> None:
     assert read_tagged(response) == expected
+
+
+def test_what_is_in_the_tags_is_one_text_however_long() -> None:
+    answer = "42 " * 200_000
+    assert read_tagged(f"</think> <answer>{answer}</answer>") == Extraction(answer.strip())
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_no_response_needs_no_process() -> None:
         ("2,1", "1,2", True),  # unbracketed lists have no order
         ("(2,1)", "(1,2)", False),  # pairs have one
         ("x=5", "5", True),
-        (r"28\%", "28", False),
+        (r"28\%", "28", True),  # a sign that only one side has is forgiven
         (r"\frac{1}{2}x", "0.5x", True),
         (r"\text{(B)}", r"\text{(C)}", False),
         (r"1+x", r"$\boxed{x+1}$", True),  # golds come wrapped at times
@@ -127,13 +127,13 @@ def test_no_response_needs_no_process() -> None:
 )
 def test_what_needs_algebra(boxed_grader: TextGrader, answer: str, gold: str, right: bool) -> None:
     (grade,) = boxed_grader.grade([rf"\boxed{{{answer}}}"], [gold], keys(1))
-    assert (grade.answer_reward, grade.outcome, grade.reason) == (float(right), GRADED, "math_verify")
+    assert (grade.answer_reward, grade.outcome) == (float(right), GRADED)
+    assert grade.reason in ("expression", "list", "tuple", "number", "text")
 
 
 def test_a_gold_that_cannot_be_parsed_is_an_error_unless_it_is_repeated(boxed_grader: TextGrader) -> None:
-    # math-verify reads no \frac whose second argument has no braces and is a letter.
-    gold = r"\frac{1+a}c"
-    error, same = boxed_grader.grade([r"\boxed{\frac{a+1}{c}}", rf"\boxed{{{gold}}}"], [gold] * 2, keys(2))
+    gold = "1+*2"
+    error, same = boxed_grader.grade([r"\boxed{x+1}", rf"\boxed{{{gold}}}"], [gold] * 2, keys(2))
     assert (error.outcome, error.reason) == (ERROR, "gold_unreadable")
     assert (same.outcome, same.reason, same.reward) == (GRADED, "exact", 1.0)
 

@@ -103,6 +103,19 @@ def test_rows_that_have_ended_leave_the_batch(forward_shapes: list[tuple[int, in
     assert len(rows) < 79
 
 
+def test_completions_are_told_of_while_others_are_sampled(forward_shapes: list[tuple[int, int]]) -> None:
+    engine = torch_engine(tiny_model(), TOKENIZER, range(0, 320, 8))  # an eighth of all tokens ends a completion
+    progress: list[tuple[int, int]] = []  # tokens of the completion, forward passes so far
+
+    def note(place: int, completion: Completion) -> None:
+        progress.append((len(completion.token_ids), len(forward_shapes)))
+
+    engine.generate([[5] * 10], keys_of(1, 40), Sampling(max_tokens=80), note)
+    assert len({num_forwards for _, num_forwards in progress}) > 2
+    for num_tokens, num_forwards in progress:  # the n-th forward pass leads to the n-th token; a look every 8
+        assert num_tokens <= num_forwards < num_tokens + 8
+
+
 def test_the_cache_is_bounded(forward_shapes: list[tuple[int, int]]) -> None:
     # 50 + 14 = 64 positions for the longest prompt, so 5 of its 8 samples fit in 320 positions at once.
     engine = torch_engine(tiny_model(), TOKENIZER, (), cache_tokens=320)
