@@ -58,6 +58,8 @@ CONVENTIONS = [
     (r"30\%", "30", True),
     (r"30\%", "300", False),
     (r"45^\circ", r"\frac{\pi}{4}", True),
+    (r"10\%", r"5\% + 5\%", True),
+    (r"5\%", r"3 + 5\%", False),
     (r"\sin 30^\circ", r"\frac12", True),
     (r"\sin 30", r"\frac12", False),
     # a ratio of two is its quotient; ratios are equal up to a factor, times of the day are not
@@ -136,6 +138,7 @@ CONVENTIONS = [
     ("2", r"1 + 1 \approx 2", False),
     ("0 < x < y", r"0 < x \text{ and } x < y", True),
     ("0 < x < y", "y > x > 0", True),
+    ("0 < x < y", r"(0 < x \text{ and } x < y)", True),
     ("0 < x < y", "0 < x \\le y", False),
     ("x = 1, y = 2", "y = 2, x = 1", True),
     ("x = 1, y = 2", "x = 2, y = 1", False),
