@@ -92,7 +92,7 @@ def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes:
 
 
 def _ours() -> Judge:
-    from grpo.reward.comparison import compare
+    from grpo.reward.answers.comparison import compare
     from grpo.reward.equivalence import decide
     from grpo.reward.extraction import read_bare, read_tagged
     from grpo.reward.last_resort import compare as compare_at_last

@@ -23,7 +23,7 @@ from bench.grader_cases import GROUPS, Case, load_cases, load_golds, real_pairs
 from bench.tables import Section, markdown, show
 from grpo.config import RewardConfig, RewardName
 from grpo.errors import user_errors
-from grpo.reward.comparison import compare
+from grpo.reward.answers.comparison import compare
 from grpo.reward.extraction import read_bare
 from grpo.reward.functions import TextGrader, answer_reward, build_grader
 from grpo.reward.golds import alternatives

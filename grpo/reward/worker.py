@@ -64,7 +64,7 @@ class Judge:
             CannotLoadError: see there.
         """
         with _needed():
-            from grpo.reward.comparison import compare
+            from grpo.reward.answers.comparison import compare
 
         self._compare = compare
         self._channel = channel

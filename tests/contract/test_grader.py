@@ -110,7 +110,7 @@ def last_compare(answer, gold):
     from grpo.reward.equivalence import Verdict
     return compare(answer.replace("undecided", ""), gold) and Verdict(True, "last_resort")
 
-comparison, last_resort = (types.ModuleType("grpo.reward." + name) for name in ("comparison", "last_resort"))
+comparison, last_resort = (types.ModuleType("grpo.reward." + name) for name in ("answers.comparison", "last_resort"))
 comparison.compare, last_resort.compare, last_resort.load = compare, last_compare, load
 sys.modules |= {module.__name__: module for module in (comparison, last_resort)}
 """

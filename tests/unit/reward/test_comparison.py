@@ -1,4 +1,4 @@
-r"""`grpo.reward.comparison`: which answers mean the same, which rule says so, and what is left to computer algebra.
+r"""`grpo.reward.answers.comparison`: which answers mean the same, which rule says so, and what is left to computer algebra.
 
 `labelled_pairs.jsonl` holds golds and answers whose label follows from the two strings; a pair that needs a convention
 is here, under the convention that the grader has.
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from grpo.reward.comparison import are_same, compare
+from grpo.reward.answers.comparison import are_same, compare
 from grpo.reward.equivalence import Verdict
-from grpo.reward.lexer import UnreadableError
-from grpo.reward.parser import parse
+from grpo.reward.answers.lexer import UnreadableError
+from grpo.reward.answers.parser import parse
 
 LINES = Path(__file__).with_name("labelled_pairs.jsonl").read_text(encoding="utf-8").splitlines()
 PAIRS = [(pair["gold"], pair["answer"], pair["equivalent"]) for pair in map(json.loads, LINES)]
@@ -96,6 +96,8 @@ CONVENTIONS = [
     ("x^2 = 4", r"x = 2 \text{ or } x = 2", False),
     ("f(x) = 2x", "y = 2x", True),
     ("f(x) = 2x", "z = 2x", False),
+    ("N^2 + N = 6", "N(N+1) = 6", True),  # a factor, since it stands in the brackets too
+    ("N(N+1) = 6", "6", False),
     ("f(n) = n^2", "f(m) = m^2", True),
     ("f(n) = nm", "f(m) = mm", False),
     ("x - 1", "y + 1 = x", True),
@@ -137,6 +139,8 @@ CONVENTIONS = [
     ("2", r"x \approx 2", True),
     ("2", r"1 + 1 \approx 2", False),
     ("0 < x < y", r"0 < x \text{ and } x < y", True),
+    (r"x < 1 \text{ or } y < 2", r"y < 2 \text{ or } x < 1", True),
+    (r"x < 1 \text{ or } y < 2", r"x < 1 \text{ and } y < 2", False),
     ("0 < x < y", "y > x > 0", True),
     ("0 < x < y", r"(0 < x \text{ and } x < y)", True),
     ("0 < x < y", "0 < x \\le y", False),

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from grpo.reward.comparison import compare
+from grpo.reward.answers.comparison import compare
 from grpo.reward.equivalence import MAX_CHARS, Verdict, decide
-from grpo.reward.lexer import UnreadableError
-from grpo.reward.parser import parse
-from grpo.reward.words import words
+from grpo.reward.answers.lexer import UnreadableError
+from grpo.reward.answers.parser import parse
+from grpo.reward.answers.words import words
 
 LIMIT_S = 2.0  # of one pair, a hundred times what the slowest should take: only what hangs reaches it
 SLOW_S = 0.05

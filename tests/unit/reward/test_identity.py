@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.reward.identity import UndefinedError, are_equal, exact_value, order, proportionality
-from grpo.reward.tree import Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.numbers.identity import UndefinedError, are_equal, exact_value, order, proportionality
+from grpo.reward.answers.tree import Call, Constant, Node, Number, Power, Product, Sum, Symbol
 
 
 class Tree:
@@ -527,10 +527,10 @@ def test_shared_subtrees_do_not_cost_exponential_time() -> None:
 
 def test_the_points_are_the_same_in_every_process() -> None:
     program = (
-        "from grpo.reward.evaluation import Evaluator\n"
-        "from grpo.reward.rational import Budget\n"
-        "from grpo.reward.residues import PRIMES, residue_pairs\n"
-        "from grpo.reward.tree import Call, Symbol\n"
+        "from grpo.reward.numbers.evaluation import Evaluator\n"
+        "from grpo.reward.numbers.rational import Budget\n"
+        "from grpo.reward.numbers.residues import PRIMES, residue_pairs\n"
+        "from grpo.reward.answers.tree import Call, Symbol\n"
         "tree = Call('f', (Symbol('theta_1'),))\n"
         "print(residue_pairs(tree, tree, [(1, PRIMES[0])], Budget(1000)))\n"
         "print([Evaluator(384, Budget(1000), set(), True).value(tree, point) for point in range(20)])"
@@ -548,8 +548,8 @@ def test_rational_answers_do_without_mpmath() -> None:
     program = (
         "import sys\n"
         "from fractions import Fraction\n"
-        "from grpo.reward.identity import are_equal\n"
-        "from grpo.reward.tree import HALF, Number, Power, Sum, Symbol\n"
+        "from grpo.reward.numbers.identity import are_equal\n"
+        "from grpo.reward.answers.tree import HALF, Number, Power, Sum, Symbol\n"
         "root = Power(Number(Fraction(2)), HALF)\n"
         "assert are_equal(Sum((Symbol('x'), root)), Sum((root, Symbol('x'))))\n"
         "assert not are_equal(root, HALF)\n"

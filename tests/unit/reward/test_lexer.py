@@ -1,4 +1,4 @@
-r"""`grpo.reward.lexer`: what is dropped, what gets one spelling, and what is one number."""
+r"""`grpo.reward.answers.lexer`: what is dropped, what gets one spelling, and what is one number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from grpo.reward.lexer import END, MAX_TOKENS, Token, UnreadableError, respelled, tokenize
+from grpo.reward.answers.lexer import END, MAX_TOKENS, Token, UnreadableError, respelled, tokenize
 
 
 def texts(text: str) -> list[str]:

@@ -1,12 +1,12 @@
-r"""`grpo.reward.parser`: what an answer is read as, and what is refused."""
+r"""`grpo.reward.answers.parser`: what an answer is read as, and what is refused."""
 
 from fractions import Fraction
 
 import pytest
 
-from grpo.reward.lexer import UnreadableError
-from grpo.reward.parser import MAX_CHARS, parse
-from grpo.reward.tree import (
+from grpo.reward.answers.lexer import UnreadableError
+from grpo.reward.answers.parser import MAX_CHARS, parse
+from grpo.reward.answers.tree import (
     Based,
     Call,
     Constant,

@@ -20,7 +20,7 @@ import mpmath
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from grpo.reward.comparison import compare
+from grpo.reward.answers.comparison import compare
 
 SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)
 PAIRS = Path(__file__).with_name("labelled_pairs.jsonl")
@@ -433,7 +433,7 @@ def test_integers_are_equal_if_they_are_the_same(
 
 def test_verdicts_are_those_of_another_process() -> None:
     script = (
-        "import json, sys; from grpo.reward.comparison import compare\n"
+        "import json, sys; from grpo.reward.answers.comparison import compare\n"
         "for line in open(sys.argv[1], encoding='utf-8'):\n"
         "    pair = json.loads(line)['gold'], json.loads(line)['answer']\n"
         "    print(compare(*pair), compare(*pair[::-1]))"

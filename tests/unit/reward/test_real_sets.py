@@ -1,12 +1,13 @@
-r"""`grpo.reward.real_sets`: which union of intervals an answer is."""
+r"""`grpo.reward.answers.real_sets`: which union of intervals an answer is."""
 
 from __future__ import annotations
 
 import pytest
 
-from grpo.reward import identity, real_sets
-from grpo.reward.parser import parse
-from grpo.reward.tree import Constant, Interval, Node, Number, Product, Symbol
+from grpo.reward.numbers import identity
+from grpo.reward.answers import real_sets
+from grpo.reward.answers.parser import parse
+from grpo.reward.answers.tree import Constant, Interval, Node, Number, Product, Symbol
 
 INFINITY = Constant("infinity")
 

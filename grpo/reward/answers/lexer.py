@@ -10,7 +10,16 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from grpo.reward.words import CONNECTIVES, CURRENCIES, GREEK, NUMBER_SETS, OPERATORS, SPELLINGS, UNIT_LETTERS, words
+from grpo.reward.answers.words import (
+    CONNECTIVES,
+    CURRENCIES,
+    GREEK,
+    NUMBER_SETS,
+    OPERATORS,
+    SPELLINGS,
+    UNIT_LETTERS,
+    words,
+)
 
 MAX_TOKENS = 600
 _MAX_EXPONENT = 2000  # of a number written like 1e5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from grpo.reward.tree import Call, Node, Number, Power, Product, Sum, children
+from grpo.reward.answers.tree import Call, Node, Number, Power, Product, Sum, children
 
 MAX_BITS = 20_000
 

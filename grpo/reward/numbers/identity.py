@@ -13,13 +13,13 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from grpo.reward.infinity import contains_infinity, extended, infinite_sign
-from grpo.reward.rational import Budget, TooCostlyError, UndefinedError, simplified
-from grpo.reward.residues import PRIMES, height, residue_pairs
-from grpo.reward.tree import ZERO, Node, Number, symbols
+from grpo.reward.numbers.infinity import contains_infinity, extended, infinite_sign
+from grpo.reward.numbers.rational import Budget, TooCostlyError, UndefinedError, simplified
+from grpo.reward.numbers.residues import PRIMES, height, residue_pairs
+from grpo.reward.answers.tree import ZERO, Node, Number, symbols
 
 if TYPE_CHECKING:
-    from grpo.reward.sampling import Sampling
+    from grpo.reward.numbers.sampling import Sampling
 
 __all__ = ["UndefinedError", "are_equal", "exact_value", "order", "proportionality"]
 
@@ -99,7 +99,7 @@ def _compare(left: Fraction | int, right: Fraction | int) -> int:
 
 
 def _sampling(left: Node, right: Node, budget: Budget) -> Sampling:
-    from grpo.reward.sampling import Sampling  # imports mpmath, which takes 0.1 s, and most answers do without
+    from grpo.reward.numbers.sampling import Sampling  # imports mpmath, which takes 0.1 s, and most answers do without
 
     return Sampling(left, right, budget)
 

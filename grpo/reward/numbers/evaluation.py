@@ -12,7 +12,7 @@ from math import inf
 
 from mpmath import libmp
 
-from grpo.reward.balls import (
+from grpo.reward.numbers.balls import (
     HALF,
     MINUS_I,
     MINUS_ONE,
@@ -25,8 +25,8 @@ from grpo.reward.balls import (
     exactly,
     negative,
 )
-from grpo.reward.rational import Budget
-from grpo.reward.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.numbers.rational import Budget
+from grpo.reward.answers.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
 
 _MAX_INDEX = 20
 _MAX_ROOT_POWER = 64

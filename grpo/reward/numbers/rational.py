@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from grpo.reward.tree import FUNCTIONS, ONE, Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.answers.tree import FUNCTIONS, ONE, Call, Constant, Node, Number, Power, Product, Sum, Symbol
 
 MAX_BITS = 20_000  # of a numerator or denominator
 _EULER = Constant("e")

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import NamedTuple
 
-from grpo.reward.balls import Ball, ImpreciseError, OutsideError, SingularError
-from grpo.reward.evaluation import (
+from grpo.reward.numbers.balls import Ball, ImpreciseError, OutsideError, SingularError
+from grpo.reward.numbers.evaluation import (
     FAR,
     FINE,
     FURTHER,
@@ -23,8 +23,8 @@ from grpo.reward.evaluation import (
     Evaluator,
     integer_coordinate,
 )
-from grpo.reward.rational import Budget, TooCostlyError, UndefinedError, simplified
-from grpo.reward.tree import Call, Constant, Node, Number, Power, Symbol, children
+from grpo.reward.numbers.rational import Budget, TooCostlyError, UndefinedError, simplified
+from grpo.reward.answers.tree import Call, Constant, Node, Number, Power, Symbol, children
 
 _START_PRECISION = 384
 _MAX_PRECISION = 256 + 4 * 4000

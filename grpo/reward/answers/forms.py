@@ -1,12 +1,12 @@
-r"""Builds the nodes of `grpo.reward.tree` for the parser: folds plain numbers, and refuses what has no meaning."""
+r"""Builds the nodes of the tree for the parser: folds plain numbers, and refuses what has no meaning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from fractions import Fraction
 
-from grpo.reward.lexer import UnreadableError
-from grpo.reward.tree import (
+from grpo.reward.answers.lexer import UnreadableError
+from grpo.reward.answers.tree import (
     FUNCTIONS,
     MINUS_ONE,
     ONE,
@@ -32,7 +32,7 @@ from grpo.reward.tree import (
     children,
     substituted,
 )
-from grpo.reward.words import GENERIC_UNITS, UNITS
+from grpo.reward.answers.words import GENERIC_UNITS, UNITS
 
 # The base of `\log`, which may mean 10 or e: the comparison tries what it can be.
 LOG_BASE = Symbol("base of log")

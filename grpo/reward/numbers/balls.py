@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mpmath import libmp
 from mpmath.libmp import fhalf, fnone, fone, fzero
 
-from grpo.reward.rational import Budget, TooCostlyError
+from grpo.reward.numbers.rational import Budget, TooCostlyError
 
 _MAX_GAMMA_PRECISION = 700  # the first gamma at 1,024 bits takes 0.1 s
 _MAX_GAMMA_MAGNITUDE = 36  # bits of an argument of gamma

@@ -1,7 +1,7 @@
 r"""The typed tree that an answer is read into: numbers and expressions, and the objects that are made of them.
 
 Every node is frozen and hashable, holds no float, and says nothing about how it was written: `\frac12`, `1/2` and `0.5`
-are the same node. A tree comes from `grpo.reward.parser` alone and is bounded there in length, depth and digits.
+are the same node. A tree comes from `parser` alone and is bounded there in length, depth and digits.
 """
 
 from __future__ import annotations

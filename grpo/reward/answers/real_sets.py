@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cmp_to_key
 
-from grpo.reward import forms, identity
-from grpo.reward.tree import (
+from grpo.reward.answers import forms
+from grpo.reward.answers.tree import (
     Call,
     Constant,
     Interval,
@@ -25,6 +25,7 @@ from grpo.reward.tree import (
     substituted,
     symbols,
 )
+from grpo.reward.numbers import identity
 
 _INFINITY: Node = Constant("infinity")
 _MINUS_INFINITY: Node = forms.negative(_INFINITY)

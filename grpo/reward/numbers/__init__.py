@@ -1,0 +1,1 @@
+"""Whether two expressions are the same number or function, and how numbers are ordered."""
