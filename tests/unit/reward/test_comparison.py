@@ -1,4 +1,4 @@
-r"""`grpo.reward.answers.comparison`: which answers mean the same, which rule says so, and what is left to computer algebra.
+r"""`grpo.reward.answers.comparison`: which answers mean the same, by which rule, and what is left to computer algebra.
 
 `labelled_pairs.jsonl` holds golds and answers whose label follows from the two strings; a pair that needs a convention
 is here, under the convention that the grader has.
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from grpo.reward.answers.comparison import are_same, compare
-from grpo.reward.equivalence import Verdict
 from grpo.reward.answers.lexer import UnreadableError
 from grpo.reward.answers.parser import parse
+from grpo.reward.equivalence import Verdict
 
 LINES = Path(__file__).with_name("labelled_pairs.jsonl").read_text(encoding="utf-8").splitlines()
 PAIRS = [(pair["gold"], pair["answer"], pair["equivalent"]) for pair in map(json.loads, LINES)]

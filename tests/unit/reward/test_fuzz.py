@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from grpo.reward.answers.comparison import compare
-from grpo.reward.equivalence import MAX_CHARS, Verdict, decide
 from grpo.reward.answers.lexer import UnreadableError
 from grpo.reward.answers.parser import parse
 from grpo.reward.answers.words import words
+from grpo.reward.equivalence import MAX_CHARS, Verdict, decide
 
 LIMIT_S = 2.0  # of one pair, a hundred times what the slowest should take: only what hangs reaches it
 SLOW_S = 0.05
@@ -66,7 +66,7 @@ OPENINGS += [
     ("|x-", "|"),
 ]
 CODE = [
-    "__import__('os').system('touch /tmp/x')",
+    "__import__('os').system('touch x')",
     "lambda: 0",
     "exec('x')",
     "open('/etc/passwd').read()",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from grpo.reward.numbers import identity
 from grpo.reward.answers import real_sets
 from grpo.reward.answers.parser import parse
 from grpo.reward.answers.tree import Constant, Interval, Node, Number, Product, Symbol
-
-INFINITY = Constant("infinity")
+from grpo.reward.numbers import identity
 
 
 def end(node: Node) -> str:
