@@ -225,21 +225,14 @@ class _Comparison:
     def sequences(self, left: Sequence, right: Sequence) -> bool:
         kinds = {left.brackets, right.brackets}
         if kinds <= {"", "{}"}:
-            return self._assigned(left, right) or self._unordered(left.items, right.items, distinct="{}" in kinds)
+            values = readings.assigned_values(left, right) or readings.assigned_values(right, left)
+            if values is not None:
+                return self._in_order(*values)
+            return self._unordered(left.items, right.items, distinct="{}" in kinds)
         if kinds in ({"()"}, {"[]"}, {"", "()"}):
             return (len(left.items) > 1 or kinds == {"[]"}) and self._in_order(
                 readings.unnamed(left.items), readings.unnamed(right.items)
             )
-        return False
-
-    def _assigned(self, left: Sequence, right: Sequence) -> bool:
-        """`x = 1, y = 2` against `1, 2`: in the order in which the variables stand."""
-        for one, other in ((left, right), (right, left)):
-            names = [item.members[0] for item in one.items if readings.is_assignment(item)]
-            if len(names) == len(one.items) == len(set(names)) and not any(
-                readings.is_assignment(item) for item in other.items
-            ):
-                return self._in_order(readings.unnamed(one.items), other.items)
         return False
 
     def _in_order(self, left: Iterable[Node], right: Iterable[Node]) -> bool:

@@ -178,6 +178,14 @@ def is_assignment(node: Node) -> TypeGuard[Relation]:
     return isinstance(node, Relation) and node.operators == ("=",) and is_name(node.members[0])
 
 
+def assigned_values(left: Sequence, right: Sequence) -> tuple[list[Node], list[Node]] | None:
+    """`x = 1, y = 2` against `1, 2`: the values of both, in the order in which the variables stand; else None."""
+    names = [item.members[0] for item in left.items if is_assignment(item)]
+    if not len(names) == len(left.items) == len(set(names)) or any(is_assignment(item) for item in right.items):
+        return None
+    return unnamed(left.items), list(right.items)
+
+
 def is_membership(node: Node) -> TypeGuard[Relation]:
     r"""Whether this is `name = ...` or `name \in ...`."""
     return isinstance(node, Relation) and node.operators in (("=",), ("in",)) and is_name(node.members[0])

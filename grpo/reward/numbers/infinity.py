@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from grpo.reward.numbers.rational import TooCostlyError, UndefinedError
-from grpo.reward.answers.tree import HALF, MINUS_ONE, ZERO, Call, Constant, Node, Number, Power, Product, Sum, Symbol, children
+from grpo.reward.answers.tree import (
+    HALF,
+    MINUS_ONE,
+    ZERO,
+    Call,
+    Constant,
+    Node,
+    Number,
+    Power,
+    Product,
+    Sum,
+    Symbol,
+    children,
+)
 
 INFINITY = Constant("infinity")
 MINUS_INFINITY = Product((MINUS_ONE, INFINITY))
