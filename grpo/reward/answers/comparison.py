@@ -96,8 +96,9 @@ def compare(answer: str, gold: str) -> Verdict | None:
         return Verdict(False, str(error))
     except UndefinedError:
         return Verdict(False, "undefined")
-    except _UndecidedError:  # computer algebra would only try to calculate what is huge, such as 9^{9^{9^9}}
-        return Verdict(False, "too_large") if is_huge(answer_tree) and not is_huge(gold_tree) else None
+    except _UndecidedError:
+        # Computer algebra would try to calculate what is huge, such as 9^{9^{9^9}}; that is the same as itself alone.
+        return Verdict(False, "too_large") if is_huge(answer_tree) or is_huge(gold_tree) else None
 
 
 def are_same(left: Node, right: Node) -> bool:
@@ -125,14 +126,14 @@ class _Comparison:
     def same(self, left: Node, right: Node) -> bool:
         if left == right:
             return True
+        if isinstance(left, Relation | Logic) or isinstance(right, Relation | Logic):
+            return self.statements(left, right)
         if isinstance(left, Quantity) or isinstance(right, Quantity):
             return self.quantities(readings.measured(left), readings.measured(right))
         if isinstance(left, Number) or isinstance(right, Number):
             left, right = readings.measured(left), readings.measured(right)
             if isinstance(left, Quantity) or isinstance(right, Quantity):
                 return self.quantities(left, right)
-        if isinstance(left, Relation | Logic) or isinstance(right, Relation | Logic):
-            return self.statements(left, right)
         if is_scalar(left) and is_scalar(right):
             return self.values(left, right) or readings.is_same_choice(left, right)
         if isinstance(left, Sequence) and isinstance(right, Sequence):

@@ -129,7 +129,7 @@ class Expressions(Atoms):
         if token.kind == "op":
             if token.text == "|":
                 return self.bars == 0 and not self.is_builder
-            return token.text in ("(", "[", "{", r"\{", "lfloor", "lceil", "sqrt", "angle")
+            return token.text in ("(", "[", "{", r"\{", "lfloor", "lceil", "sqrt", "angle", "dots")
         return token.kind == "environment" and token.text.startswith("begin")
 
     def power(self) -> Node:

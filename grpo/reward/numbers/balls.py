@@ -19,7 +19,6 @@ from grpo.reward.numbers.rational import Budget, TooCostlyError
 _MAX_GAMMA_PRECISION = 700  # the first gamma at 1,024 bits takes 0.1 s
 _MAX_GAMMA_MAGNITUDE = 36  # bits of an argument of gamma
 _MAX_EXPONENT = 40  # bits of an argument of exp, and of the base-2 logarithm of a power
-_MAX_ANGLE = 4000  # bits of an argument of sin
 
 Real = Any  # mpmath's raw number: sign, mantissa, exponent, bits of the mantissa
 
@@ -307,9 +306,9 @@ class Arithmetic:
 
     def cosine_and_sine(self, ball: Ball) -> tuple[Ball, Ball]:
         """Both."""
-        if magnitude(ball.real) > _MAX_ANGLE or magnitude(ball.imaginary) > _MAX_EXPONENT:
+        if magnitude(ball.imaginary) > _MAX_EXPONENT:
             raise TooCostlyError
-        if ball.error > -1:
+        if ball.error > -1:  # a real part beyond the precision has a larger error
             raise ImpreciseError
         self._budget.spend((25 if ball.is_real else 75) * self._unit)
         if ball.is_real:

@@ -12,6 +12,7 @@ from math import inf
 
 from mpmath import libmp
 
+from grpo.reward.answers.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
 from grpo.reward.numbers.balls import (
     HALF,
     MINUS_I,
@@ -26,7 +27,6 @@ from grpo.reward.numbers.balls import (
     negative,
 )
 from grpo.reward.numbers.rational import Budget
-from grpo.reward.answers.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
 
 _MAX_INDEX = 20
 _MAX_ROOT_POWER = 64
@@ -39,25 +39,29 @@ _REGIONS = (
     (0, 3, True),
     (-1, 1, False),
     (3, 9, False),
+    # For expressions that are seldom real
     (0, 12, True),
     (0, 1, False),
-    # For expressions that are seldom real
-    (-3, 2, False),
     (0, 1, False),
+    (-3, 2, False),
     (12, 50, False),
+    (20, 100, False),
+    (30, 300, False),
     (-12, 9, False),
+    (-60, 48, False),
+    (0, 0.0625, False),
+    (0, 0.0625, False),
     (0, 0.0625, False),
     (0, 2, True),
     (0, 5, True),
-    (-60, 48, False),
     # For functions that are another one far away
     (100, 900, False),
     (-900, 800, False),
 )
 _CELLS = 24  # of width 1/2, from -6 to 6
-PRIMARY = range(7)
-FURTHER = range(7, 15)
-FAR = range(15, 17)
+PRIMARY = range(5)
+FURTHER = range(5, 19)
+FAR = range(19, 21)
 POSITIVE = tuple(point for point, (lowest, _, is_signed) in enumerate(_REGIONS) if lowest >= 0 and not is_signed)
 FINE = range(len(_REGIONS), len(_REGIONS) + _CELLS)  # each symbol is once in each cell
 

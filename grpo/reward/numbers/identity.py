@@ -13,10 +13,10 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from grpo.reward.answers.tree import ZERO, Node, Number, symbols
 from grpo.reward.numbers.infinity import contains_infinity, extended, infinite_sign
 from grpo.reward.numbers.rational import Budget, TooCostlyError, UndefinedError, simplified
 from grpo.reward.numbers.residues import PRIMES, height, residue_pairs
-from grpo.reward.answers.tree import ZERO, Node, Number, symbols
 
 if TYPE_CHECKING:
     from grpo.reward.numbers.sampling import Sampling
@@ -144,13 +144,11 @@ def _ratio(left: Node, right: Node, budget: Budget) -> int | None:
     pairs = residue_pairs(left, right, tuple((point, PRIMES[0]) for point in range(2)), budget)
     if pairs[0].left > pairs[0].right:
         left, right = right, left
-    zeros = not any(pair.left for pair in pairs), not any(pair.right for pair in pairs)
     products = [one.left * other.right - one.right * other.left for one, other in pairwise(pairs)]
-    is_multiple = zeros[0] == zeros[1] and not any(product % PRIMES[0] for product in products)
+    is_multiple = not any(product % PRIMES[0] for product in products)
     if not is_multiple and pairs[0].is_exact:
         return 0
     sampling = _sampling(left, right, budget)
     is_limited = max(height(left), height(right)) <= _MAX_HEIGHT and not any(pair.has_large_powers for pair in pairs)
-    if is_multiple and is_limited and products:
-        return 1 if zeros[0] else sampling.sign_of_ratio() or sampling.ratio()
-    return sampling.ratio()
+    sign = sampling.sign_of_ratio() if is_multiple and is_limited and products else None
+    return sign or sampling.ratio()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grpo.reward.numbers.rational import TooCostlyError, UndefinedError
 from grpo.reward.answers.tree import (
     HALF,
     MINUS_ONE,
@@ -19,6 +18,7 @@ from grpo.reward.answers.tree import (
     Symbol,
     children,
 )
+from grpo.reward.numbers.rational import TooCostlyError, UndefinedError
 
 INFINITY = Constant("infinity")
 MINUS_INFINITY = Product((MINUS_ONE, INFINITY))

@@ -228,8 +228,8 @@ def _choose_integers(total: int, chosen: int, budget: Budget) -> Fraction | None
 
 def _log(values: list[Fraction], budget: Budget) -> Fraction | None:
     value, base = values
-    if value == 0 or base in (0, 1):
-        raise UndefinedError("logarithm of zero, or to the base 0 or 1")
+    if value == 0 or base == 0:
+        raise UndefinedError("logarithm of zero or to the base zero")
     if value < 0 or base < 0:
         return None
     divisor = _approximate_log(base)

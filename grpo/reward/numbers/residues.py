@@ -18,8 +18,8 @@ from hashlib import sha256
 from math import gcd
 from typing import NamedTuple
 
-from grpo.reward.numbers.rational import Budget, UndefinedError, bit_length
 from grpo.reward.answers.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.numbers.rational import Budget, UndefinedError, bit_length
 
 _SMALL = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 # 1 modulo 8 and modulo every odd prime below 100: by quadratic reciprocity those are squares, and 2 and -1 too.

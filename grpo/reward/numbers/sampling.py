@@ -1,18 +1,17 @@
 """Comparison of two trees by their values at points.
 
 At a point where an even root or a logarithm of a negative number occurs, nothing is compared: sqrt(x^2) is |x| and
-not x, and ln(x^2) is 2 ln x. If fewer than three points are left, symbols in exponents and factorials are taken for
-positive integers; then the principal complex values at positive points are compared, as they are from the start where
-`i` occurs.
+not x, and ln(x^2) is 2 ln x. If fewer than three points are left, symbols in exponents are taken for positive integers;
+then the principal complex values at positive points are compared, as they are from the start where `i` occurs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import NamedTuple
 
+from grpo.reward.answers.tree import Call, Constant, Node, Number, Power, Symbol, children
 from grpo.reward.numbers.balls import Ball, ImpreciseError, OutsideError, SingularError
 from grpo.reward.numbers.evaluation import (
     FAR,
@@ -24,14 +23,14 @@ from grpo.reward.numbers.evaluation import (
     integer_coordinate,
 )
 from grpo.reward.numbers.rational import Budget, TooCostlyError, UndefinedError, simplified
-from grpo.reward.answers.tree import Call, Constant, Node, Number, Power, Symbol, children
 
 _START_PRECISION = 384
 _MAX_PRECISION = 256 + 4 * 4000
 _SYMBOL_PRECISION = 1400
 _INTEGERS = 12
 _ENOUGH = 3
-_PIECEWISE = frozenset(("abs", "sign", "max", "min", "floor", "ceil", "mod"))
+_INVERSE = ("arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc")  # of periodic functions
+_PIECEWISE = frozenset(("abs", "sign", "max", "min", "floor", "ceil", "mod", *_INVERSE))
 
 
 class _Outcome(Enum):
@@ -71,7 +70,7 @@ class Sampling:
         self._limit = _SYMBOL_PRECISION if self._names else _MAX_PRECISION
 
     def _read(self, node: Node, is_discrete: bool, is_complex: bool) -> None:
-        """Note the symbols of the tree: all, those in exponents or factorials, those whose real part matters."""
+        """Note the symbols of the tree: all, those in exponents, those whose real part matters."""
         match node:
             case Symbol(name):
                 self._names.add(name)
@@ -87,7 +86,6 @@ class Sampling:
                 self._read(exponent, True, is_complex)
             case Call(name, arguments):
                 self._is_piecewise |= name in _PIECEWISE
-                is_discrete |= name in ("factorial", "choose")
                 is_complex |= name in ("conjugate", "re", "im")
                 for argument in arguments:
                     self._read(argument, is_discrete, is_complex)
@@ -97,7 +95,7 @@ class Sampling:
 
     def is_equal(self) -> bool | None:
         """Whether the two agree wherever they are compared."""
-        return self._holds(lambda: lambda sample: self._outcome(sample, lambda ev: _difference(ev, sample)))
+        return self._holds(lambda sample: self._outcome(sample, lambda ev: _difference(ev, sample)))
 
     def is_plausible(self) -> bool:
         """Whether two that are formally equal have a value somewhere, and no different ones at that point."""
@@ -121,12 +119,7 @@ class Sampling:
     def ratio(self) -> int | None:
         """As `identity.proportionality`."""
         bases: list[_Sample] = []
-
-        def make_test() -> _Test:
-            bases.clear()
-            return lambda sample: self._is_multiple(sample, bases)
-
-        verdict = self._holds(make_test)
+        verdict = self._holds(lambda sample: self._is_multiple(sample, bases))
         if not verdict:
             return None if verdict is None else 0
         return self._sign_of_ratio_at(bases[0]) if bases else 1
@@ -164,14 +157,12 @@ class Sampling:
                 return outcome
         return _Outcome.AGREE
 
-    def _holds(self, make_test: Callable[[], _Test]) -> bool | None:
+    def _holds(self, test: _Test) -> bool | None:
         """Whether a test succeeds wherever it can be made, in the first phase in which it can be at enough points."""
         outcomes: set[_Outcome] = set()
         for phase in self._phases():
-            test = make_test()
-            with self._half_of_budget(), suppress(TooCostlyError):
-                if self._succeeds(test, phase, outcomes):
-                    return self._holds_elsewhere(test)
+            if self._succeeds(test, phase, outcomes):
+                return self._holds_elsewhere(test)
             if _Outcome.DIFFER in outcomes:
                 return False
         if outcomes == {_Outcome.SINGULAR}:
@@ -196,20 +187,14 @@ class Sampling:
         if not self._names or self._complex_names:
             return True
         points = (*FAR, *FINE) if self._is_piecewise else FAR
-        with self._half_of_budget(), suppress(TooCostlyError):
-            return all(test(self._real_sample(point)) is not _Outcome.DIFFER for point in points)
-        return True
-
-    @contextmanager
-    def _half_of_budget(self) -> Iterator[None]:
-        """One phase leaves something to the next; without symbols there is only one."""
         whole = self._budget
-        self._budget = Budget(whole.left / 2 if self._names else whole.left)
-        allowed = self._budget.left
+        self._budget = Budget(whole.left / 2)
         try:
-            yield
+            return all(test(self._real_sample(point)) is not _Outcome.DIFFER for point in points)
+        except TooCostlyError:
+            return True
         finally:
-            whole.left -= min(allowed - self._budget.left, allowed)
+            whole.left /= 2
             self._budget = whole
 
     def _outcome(self, sample: _Sample, compute: Callable[[Evaluator], Ball]) -> _Outcome:

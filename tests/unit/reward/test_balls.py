@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import libmp
 
-from grpo.reward.balls import (
+from grpo.reward.answers.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.numbers.balls import (
     HALF,
     MINUS_ONE,
     ONE,
@@ -22,9 +23,8 @@ from grpo.reward.balls import (
     magnitude,
     negative,
 )
-from grpo.reward.evaluation import FINE, PRIMARY, Evaluator, integer_coordinate
-from grpo.reward.rational import Budget, TooCostlyError, UndefinedError, simplified
-from grpo.reward.tree import FUNCTIONS, Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.numbers.evaluation import FINE, PRIMARY, Evaluator, integer_coordinate
+from grpo.reward.numbers.rational import Budget, TooCostlyError, UndefinedError, simplified
 
 LOW, HIGH = 384, 1200
 
@@ -73,6 +73,56 @@ def test_the_true_value_is_in_the_ball(tree: Node, point: int) -> None:
     largest = max(map(magnitude, distance))
     # below 2**-340 a part may have been taken for zero
     assert largest <= max(coarse.error, fine.error, -340) + 1
+
+
+def moved(balls: Arithmetic, center: Ball, real: Fraction, imaginary: Fraction) -> Ball:
+    """A number within 2**-40 of `center`, if the two fractions are at most 1/2."""
+    steps = [
+        balls.times(balls.quotient(*part.as_integer_ratio()), balls.quotient(1, 2**40)) for part in (real, imaginary)
+    ]
+    return balls.plus(center, steps[0], balls.times(I, steps[1]))
+
+
+SENSITIVE: dict[str, tuple[Callable[[Arithmetic, Ball], Ball], bool]] = {
+    "plus": (lambda balls, ball: balls.plus(ball, SEVEN, ball, ball, ball), True),
+    "times": (lambda balls, ball: balls.times(ball, balls.times(ball, exactly(1000))), True),
+    "inverse": (lambda balls, ball: balls.inverse(ball), True),
+    "square": (lambda balls, ball: balls.integer_power(ball, 2), True),
+    "large power": (lambda balls, ball: balls.integer_power(ball, 1000), True),
+    "square root": (lambda balls, ball: balls.root(ball, 2), True),
+    "ninth root": (lambda balls, ball: balls.root(ball, 9), True),
+    "logarithm": (lambda balls, ball: balls.logarithm(ball), True),
+    "exponential": (lambda balls, ball: balls.exponential(ball), True),
+    "power": (lambda balls, ball: balls.power(ball, ball), True),
+    "cosine": (lambda balls, ball: balls.cosine_and_sine(ball)[0], True),
+    "sine": (lambda balls, ball: balls.cosine_and_sine(ball)[1], True),
+    "arctangent": (lambda balls, ball: balls.arctangent(ball), True),
+    "absolute": (lambda balls, ball: balls.absolute(ball), True),
+    "gamma": (lambda balls, ball: balls.gamma(ball), False),
+}
+
+
+@pytest.mark.parametrize(("operation", "takes_complex"), SENSITIVE.values(), ids=SENSITIVE)
+@pytest.mark.parametrize("exponent", [-9, -3, 0, 2, 5])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_an_operation_widens_the_error_enough(
+    operation: Callable[[Arithmetic, Ball], Ball], takes_complex: bool, exponent: int, data: st.DataObject
+) -> None:
+    steps = st.sampled_from([Fraction(-1, 2), Fraction(0), Fraction(1, 2)])
+    mantissas = st.integers(min_value=64, max_value=127)
+    real = libmp.from_man_exp(data.draw(mantissas) * data.draw(st.sampled_from([-1, 1])), exponent - 6)
+    imaginary = libmp.from_man_exp(data.draw(mantissas), exponent - 6)
+    center = Ball(real, imaginary if takes_complex and data.draw(st.booleans()) else libmp.fzero, -inf)
+    step = data.draw(steps), data.draw(steps) if center.imaginary[1] else Fraction(0)
+    for error, by in ((-inf, (Fraction(0), Fraction(0))), (-40, step)):
+        try:
+            ball = operation(arithmetic(), center._replace(error=error))
+            true = operation(arithmetic(HIGH), moved(arithmetic(HIGH), center, *by))
+        except (SingularError, ImpreciseError, TooCostlyError):
+            continue
+        distance = libmp.mpc_sub(ball[:2], true[:2], 2 * HIGH, "n")
+        assert max(map(magnitude, distance)) <= ball.error
 
 
 BALLS = arithmetic()
@@ -177,6 +227,24 @@ def test_a_number_that_may_be_zero_is_not_divided_by() -> None:
     precise = arithmetic(256 + 4 * 100 + 64)
     small = precise.quotient(1, 2**100)
     assert precise.minus(precise.times(precise.pi(), small), precise.times(small, precise.pi())) == ZERO
+
+
+@pytest.mark.parametrize(
+    "operation", [Arithmetic.exponential, Arithmetic.cosine_and_sine, Arithmetic.gamma, Arithmetic.digits]
+)
+def test_a_value_with_a_large_error_is_not_used(operation: Callable[[Arithmetic, Ball], object]) -> None:
+    with pytest.raises(ImpreciseError):
+        operation(arithmetic(), exactly(1000)._replace(error=8))
+
+
+def test_a_sum_is_rounded() -> None:
+    balls = arithmetic()
+    large, small = (
+        Ball(libmp.from_man_exp(1, 300), libmp.fzero, -inf),
+        Ball(libmp.from_man_exp(1, -200), libmp.fzero, -inf),
+    )
+    assert balls.plus(large, small).error >= -200
+    assert balls.plus(large, small).error < -70
 
 
 def test_the_side_of_the_branch_cut_must_be_known() -> None:

@@ -11,6 +11,7 @@ import multiprocessing
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ from grpo.reward.answers.lexer import UnreadableError
 from grpo.reward.answers.parser import parse
 from grpo.reward.answers.words import words
 from grpo.reward.equivalence import MAX_CHARS, Verdict, decide
+from grpo.reward.pool import WorkerPool
 
 LIMIT_S = 2.0  # of one pair, a hundred times what the slowest should take: only what hangs reaches it
 SLOW_S = 0.05
@@ -311,8 +313,15 @@ def test_every_pair_gets_a_verdict_or_none() -> None:
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_many_more_pairs(seed: int) -> None:
     found = report(seed, num_pairs=10_000)
-    print(found)
     assert found.crashes == []
+    pool = WorkerPool(num_workers=2, deadline_s=1.0)
+    try:
+        verdicts = pool.judge([(answer, gold) for answer, gold in found.undecided])
+    finally:
+        pool.close()
+    errors = Counter(verdict.reason for verdict in verdicts if verdict.is_error)
+    print(f"{found}; errors of computer algebra: {dict(errors)}")
+    assert errors.total() <= found.num_pairs // 1000
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.reward.identity import UndefinedError, are_equal, exact_value, order, proportionality
-from grpo.reward.residues import PRIMES
-from grpo.reward.tree import Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.answers.tree import Call, Constant, Node, Number, Power, Product, Sum, Symbol
+from grpo.reward.numbers.identity import UndefinedError, are_equal, exact_value, order, proportionality
+from grpo.reward.numbers.residues import PRIMES
 
 
 class Tree:
@@ -73,6 +73,16 @@ def sqrt(value: "Tree | int") -> Tree:
 def tower(base: int, height: int) -> Tree:
     """`base` to the power of `base`, `height` times."""
     return number(base) ** tower(base, height - 1) if height else number(base)
+
+
+def repeated(function: Callable[[Tree], Tree], start: Tree, times: int) -> Tree:
+    for _ in range(times):
+        start = function(start)
+    return start
+
+
+def total(terms: list[Tree]) -> Tree:
+    return Tree(Sum(tuple(term.node for term in terms)))
 
 
 root, log, ln, exp = call("root"), call("log"), call("ln"), call("exp")
@@ -171,6 +181,9 @@ EQUAL = {
     "ln of a product": (ln(a**2 * b), 2 * ln(a) + ln(b)),
     "ln of a square": (ln(x**2), 2 * ln(x)),
     "inverse root": (1 / sqrt(x), sqrt(1 / x)),
+    "root of a hidden zero": (root(sin(pi), 3), number(0)),
+    "real only far away": (sqrt(x - 15) * sqrt(x - 16), sqrt((x - 15) * (x - 16))),
+    "many pieces": (total([sqrt((x - j) ** 2) for j in range(40)]), total([absolute(x - j) for j in range(40)])),
     "cube root": (x**third, root(x, 3)),
     "odd root of a negative": (root(-x, 3), -root(x, 3)),
     "Pythagoras": (sin(x) ** 2 + cos(x) ** 2, number(1)),
@@ -265,6 +278,9 @@ DIFFERENT = {
     "absolute value of a negative": (absolute(x), -x),
     "absolute value far away": (absolute(x - 20), 20 - x),
     "absolute value between 1 and 2": (absolute((x - 1) * (x - 2)), (x - 1) * (x - 2)),
+    "root of a square between 1 and 2": (sqrt(((x - 1) * (x - 2)) ** 2), (x - 1) * (x - 2)),
+    "arcsin of sin": (arcsin(sin(x)), x),
+    "arctan of tan": (arctan(tan(x)), x),
     "absolute value in two symbols": (absolute(x - y), x - y),
     "imaginary multiple": (i * sqrt(x**2), i * x),
     "double angle": (sin(2 * x), 2 * sin(x)),
@@ -323,6 +339,7 @@ UNDEFINED = {
     "zero divided by zero": number(0) / 0,
     "zero to the power zero": number(0) ** 0,
     "hidden division by zero": 1 / (x - x),
+    "division by the root of a hidden zero": 1 / sqrt(x - x),
     "division by a zero with roots": 1 / (sqrt(2) * sqrt(8) - 4),
     "division by a zero with sines": 1 / (sin(pi / 5) ** 2 + cos(pi / 5) ** 2 - 1),
     "product with a division by zero": 0 * (number(1) / 0),
@@ -510,16 +527,6 @@ def test_order_of_what_has_no_value() -> None:
             order(undefined.node, number(1).node)
 
 
-def repeated(function: Callable[[Tree], Tree], start: Tree, times: int) -> Tree:
-    for _ in range(times):
-        start = function(start)
-    return start
-
-
-def total(terms: list[Tree]) -> Tree:
-    return Tree(Sum(tuple(term.node for term in terms)))
-
-
 HOSTILE = {
     "tower": tower(9, 90),
     "inverse tower": 1 / tower(9, 4),
@@ -572,10 +579,10 @@ def test_shared_subtrees_do_not_cost_exponential_time() -> None:
 
 def test_the_points_are_the_same_in_every_process() -> None:
     program = (
-        "from grpo.reward.evaluation import Evaluator\n"
-        "from grpo.reward.rational import Budget\n"
-        "from grpo.reward.residues import PRIMES, residue_pairs\n"
-        "from grpo.reward.tree import Call, Symbol\n"
+        "from grpo.reward.numbers.evaluation import Evaluator\n"
+        "from grpo.reward.numbers.rational import Budget\n"
+        "from grpo.reward.numbers.residues import PRIMES, residue_pairs\n"
+        "from grpo.reward.answers.tree import Call, Symbol\n"
         "tree = Call('f', (Symbol('theta_1'),))\n"
         "print(residue_pairs(tree, tree, [(1, PRIMES[0])], Budget(1000)))\n"
         "print([Evaluator(384, Budget(1000), set(), True).value(tree, point) for point in range(20)])"
@@ -593,8 +600,8 @@ def test_rational_answers_do_without_mpmath() -> None:
     program = (
         "import sys\n"
         "from fractions import Fraction\n"
-        "from grpo.reward.identity import are_equal\n"
-        "from grpo.reward.tree import HALF, Number, Power, Sum, Symbol\n"
+        "from grpo.reward.numbers.identity import are_equal\n"
+        "from grpo.reward.answers.tree import HALF, Number, Power, Sum, Symbol\n"
         "root = Power(Number(Fraction(2)), HALF)\n"
         "assert are_equal(Sum((Symbol('x'), root)), Sum((root, Symbol('x'))))\n"
         "assert not are_equal(root, HALF)\n"
