@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,26 @@ def user_errors(status: int = 1) -> Iterator[None]:
         sys.stdout.flush()
         print(f"grpo: {sentence(error)}", file=sys.stderr)
         raise SystemExit(status) from None
+
+
+@contextmanager
+def late_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the block ends.
+
+    For imports of C extensions: one that is broken off half-way cannot be begun again in the same process, and numpy's
+    and torch's own code tries to.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if received:
+        raise KeyboardInterrupt
 
 
 def sentence(error: Exception) -> str:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from grpo.config import RunConfig, WarmStartConfig, config_path, register, to_dict, to_run_config
-from grpo.errors import user_errors
+from grpo.errors import late_interrupts, user_errors
 
 register()
 
@@ -46,8 +46,9 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
         ValueError: something a user can mend; one sentence.
         grpo.types.RunError: the run had to stop; one sentence.
     """
-    from grpo.policy.load import quiet_transformers
-    from grpo.rollout.build import check_hardware
+    with late_interrupts():
+        from grpo.policy.load import quiet_transformers
+        from grpo.rollout.build import check_hardware
     from grpo.run.console import build_console
     from grpo.run.files import hold_folder
     from grpo.run.folder import open_run_folder

@@ -4,7 +4,7 @@ import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from yaml import YAMLError
 
-from grpo.errors import sentence, user_errors
+from grpo.errors import late_interrupts, sentence, user_errors
 from grpo.types import RunError
 
 
@@ -84,3 +84,25 @@ def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("GRPO_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="a is wrong"), user_errors():
         raise ValueError("a is wrong")
+
+
+def interrupted_import(ends: list[str], error: Exception | None) -> None:
+    with late_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        ends.append("the block's end")
+        if error is not None:
+            raise error
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
+    ends: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_import(ends, None)
+    assert ends == ["the block's end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_in_the_block_is_not_hidden_by_an_interrupt() -> None:
+    with pytest.raises(ImportError):
+        interrupted_import([], ImportError())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

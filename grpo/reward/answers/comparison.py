@@ -49,7 +49,9 @@ from grpo.reward.answers.words import NO_SOLUTION, NUMBER_WORDS
 from grpo.reward.equivalence import Verdict
 from grpo.reward.numbers import identity
 from grpo.reward.numbers.identity import UndefinedError
+from grpo.reward.numbers.rational import Budget
 
+_DECISIONS = 4  # of the costliest kind that a pair of answers may ask for
 _MAX_COMPARISONS = 200  # of values in one pair of answers: lists of n take up to n * n
 _MAX_DETERMINANT = 4
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -122,6 +124,7 @@ class _Comparison:
 
     def __init__(self) -> None:
         self.num_comparisons = 0
+        self.budget = Budget(_DECISIONS * identity.UNITS)
 
     def same(self, left: Node, right: Node) -> bool:
         if left == right:
@@ -188,7 +191,7 @@ class _Comparison:
 
     def _identical(self, left: Node, right: Node) -> bool:
         self._count()
-        verdict = identity.are_equal(left, right)
+        verdict = identity.are_equal(left, right, self.budget)
         if verdict is None:
             raise _UndecidedError
         return verdict
@@ -401,7 +404,7 @@ class _Comparison:
 
     def _proportionality(self, left: Node, right: Node) -> int:
         self._count()
-        factor = identity.proportionality(left, right)
+        factor = identity.proportionality(left, right, self.budget)
         if factor is None:
             raise _UndecidedError
         return factor

@@ -244,7 +244,6 @@ UNITS |= {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour"}
 UNIT_LETTERS = frozenset("mgslLhJNWVACFK")
 BARE_UNITS = frozenset("msgL")  # and these behind a plain number that is compared with another
 GENERIC_UNITS = frozenset(("", "unit", "units"))
-CURRENCY_UNITS = frozenset(("dollar", "$"))
 
 # Bases that are written as words.
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}

@@ -123,6 +123,7 @@ class Arithmetic:
 
     Attributes:
         spread: E, the largest |log2| of the values that have been met.
+        unit: how many times as long as with a low precision a logarithm takes.
     """
 
     def __init__(self, precision: int, budget: Budget, is_principal: bool) -> None:
@@ -130,7 +131,7 @@ class Arithmetic:
         self._is_principal = is_principal
         self._precision = precision
         self._budget = budget
-        self._unit = max(precision / 400, 1) ** 1.75
+        self.unit = max(precision / 400, 1) ** 1.75
 
     def quotient(self, numerator: int, denominator: int) -> Ball:
         """A rational number."""
@@ -235,7 +236,7 @@ class Arithmetic:
         largest, bits = max(base.upper, base.error) + 1, power.bit_length()
         if bits > 64 or power * abs(largest) >= 1 << _MAX_EXPONENT:
             raise TooCostlyError
-        self._budget.spend(2 * bits * self._unit)
+        self._budget.spend(2 * bits * self.unit)
         if base.is_real:
             real, imaginary = libmp.mpf_pow_int(base.real, power, self._precision + bits, "n"), fzero
         else:
@@ -260,7 +261,7 @@ class Arithmetic:
             return (
                 self.times(I, self.root(negative(base), 2)) if index == 2 else self.power(base, self.quotient(1, index))
             )
-        self._budget.spend((4 + index) * self._unit)
+        self._budget.spend((4 + index) * self.unit)
         if index == 2:
             real = libmp.mpf_sqrt(base.real, self._precision, "n")
         else:
@@ -279,7 +280,7 @@ class Arithmetic:
     def logarithm(self, ball: Ball) -> Ball:
         """The principal natural logarithm."""
         self._require_apart(ball)
-        self._budget.spend((20 if ball.is_real else 60) * self._unit)
+        self._budget.spend((20 if ball.is_real else 60) * self.unit)
         error = ball.error - ball.lower + 2
         if ball.is_real:
             real, imaginary = libmp.mpf_log(libmp.mpf_abs(ball.real), self._precision, "n"), fzero
@@ -297,7 +298,7 @@ class Arithmetic:
             raise TooCostlyError
         if ball.error > -1:
             raise ImpreciseError
-        self._budget.spend((20 if ball.is_real else 60) * self._unit)
+        self._budget.spend((20 if ball.is_real else 60) * self.unit)
         if ball.is_real:
             real, imaginary = libmp.mpf_exp(ball.real, self._precision, "n"), fzero
         else:
@@ -310,7 +311,7 @@ class Arithmetic:
             raise TooCostlyError
         if ball.error > -1:  # a real part beyond the precision has a larger error
             raise ImpreciseError
-        self._budget.spend((25 if ball.is_real else 75) * self._unit)
+        self._budget.spend((25 if ball.is_real else 75) * self.unit)
         if ball.is_real:
             cosine, sine = libmp.mpf_cos_sin(ball.real, self._precision, "n")
             return self._settled(cosine, fzero, ball.error), self._settled(sine, fzero, ball.error)
@@ -321,7 +322,7 @@ class Arithmetic:
     def arctangent(self, ball: Ball) -> Ball:
         """i/2 (ln(1 - i z) - ln(1 + i z))."""
         if ball.is_real:
-            self._budget.spend(20 * self._unit)
+            self._budget.spend(20 * self.unit)
             return self._settled(libmp.mpf_atan(ball.real, self._precision, "n"), fzero, ball.error)
         turned = self.times(I, ball)
         lower, upper = self.plus(ONE, negative(turned)), self.plus(ONE, turned)
@@ -350,7 +351,7 @@ class Arithmetic:
             raise TooCostlyError
         if ball.error > -32:
             raise ImpreciseError
-        self._budget.spend(60 * self._unit)
+        self._budget.spend(60 * self.unit)
         real = libmp.mpf_gamma(ball.real, self._precision, "n")
         slope = abs(ball.upper) + 4  # digamma(x) is between -1/x - 1 and ln x + 1
         return self._settled(real, fzero, magnitude(real) + ball.error + slope)

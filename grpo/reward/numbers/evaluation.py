@@ -105,7 +105,7 @@ class Evaluator:
         return self._value(node)
 
     def _value(self, node: Node) -> Ball:
-        self._budget.spend(4)
+        self._budget.spend(4 + self.arithmetic.unit / 5)
         match node:
             case Number(value):
                 return self.arithmetic.quotient(value.numerator, value.denominator)

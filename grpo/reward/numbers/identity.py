@@ -9,6 +9,7 @@ Nothing is decided by floating point. In this order, and with the cost of every 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UndefinedError", "are_equal", "exact_value", "order", "proportionality"]
 
-_UNITS = 20_000  # for one decision; one or two microseconds each
-_PROVEN_HEIGHT = 60  # no coefficient of so few bits is a multiple of a prime of 128
+UNITS = 16_000  # for one decision; one or two microseconds each
+_PROVEN_HEIGHT = 60  # no coefficient of so few bits is a multiple of one of the primes
 _MAX_HEIGHT = 1 << 80
 
 
@@ -35,30 +36,38 @@ def exact_value(node: Node) -> Fraction | None:
         UndefinedError: it has no value, as 1/0.
     """
     try:
-        node = simplified(node, Budget(_UNITS))
+        node = simplified(node, Budget(UNITS))
     except TooCostlyError:
         return None
     return node.value if isinstance(node, Number) else None
 
 
-def are_equal(left: Node, right: Node) -> bool | None:
+def are_equal(left: Node, right: Node, whole: Budget | None = None) -> bool | None:
     """Whether two scalar trees are the same number, or the same function of their symbols; None if undecided.
+
+    Args:
+        left: one tree.
+        right: the other.
+        whole: what several decisions may cost together; None asks for this one alone.
 
     Raises:
         UndefinedError: one of them has no value, as 1/0 or infinity - infinity.
     """
-    budget = Budget(_UNITS)
-    try:
+    with (whole or Budget(UNITS)).part(UNITS) as budget, suppress(TooCostlyError):
         left, right = simplified(left, budget), simplified(right, budget)
         if contains_infinity(left) or contains_infinity(right):
             return _equal_with_infinity(left, right, budget)
         return _equal(left, right, budget)
-    except TooCostlyError:
-        return None
+    return None
 
 
-def proportionality(left: Node, right: Node) -> int | None:
+def proportionality(left: Node, right: Node, whole: Budget | None = None) -> int | None:
     """How `left` is a constant multiple of `right`, for the equations `left = 0` and `right = 0`.
+
+    Args:
+        left: one tree.
+        right: the other.
+        whole: see `are_equal`.
 
     Returns:
         1 or -1 for a positive or negative multiple, 2 for a multiple that is not real, 0 for none; None if undecided.
@@ -67,7 +76,7 @@ def proportionality(left: Node, right: Node) -> int | None:
     Raises:
         UndefinedError: one of them has no value.
     """
-    budget = Budget(_UNITS)
+    budget = Budget(UNITS)
     try:
         left, right = simplified(left, budget), simplified(right, budget)
         if symbols(left) != symbols(right):
@@ -83,7 +92,7 @@ def order(left: Node, right: Node) -> int | None:
     Raises:
         UndefinedError: one of them has no value.
     """
-    budget = Budget(_UNITS)
+    budget = Budget(UNITS)
     try:
         left, right = (
             extended(simplified(node, budget), lambda node: _sign(node, ZERO, budget)) for node in (left, right)

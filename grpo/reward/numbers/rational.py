@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 
 from grpo.reward.answers.tree import FUNCTIONS, ONE, Call, Constant, Node, Number, Power, Product, Sum, Symbol
@@ -40,6 +41,16 @@ class Budget:
         self.left -= units
         if self.left < 0:
             raise TooCostlyError
+
+    @contextmanager
+    def part(self, units: float) -> Iterator[Budget]:
+        """At most so much of what is left, for one of several decisions."""
+        part = Budget(min(units, self.left))
+        allowed = part.left
+        try:
+            yield part
+        finally:
+            self.left -= allowed - max(part.left, 0.0)
 
 
 def simplified(node: Node, budget: Budget, values: Mapping[str, int] = _NO_VALUES) -> Node:

@@ -7,7 +7,7 @@ then the principal complex values at positive points are compared, as they are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -29,8 +29,7 @@ _MAX_PRECISION = 256 + 4 * 4000
 _SYMBOL_PRECISION = 1400
 _INTEGERS = 12
 _ENOUGH = 3
-_INVERSE = ("arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc")  # of periodic functions
-_PIECEWISE = frozenset(("abs", "sign", "max", "min", "floor", "ceil", "mod", *_INVERSE))
+_PIECEWISE = frozenset(("abs", "sign", "max", "min", "floor", "ceil", "mod"))
 
 
 class _Outcome(Enum):
@@ -99,9 +98,11 @@ class Sampling:
 
     def is_plausible(self) -> bool:
         """Whether two that are formally equal have a value somewhere, and no different ones at that point."""
-        outcome = _Outcome.SINGULAR
-        for sample in self._first_phase():
-            outcome = self._outcome(sample, lambda ev, sample=sample: _difference(ev, sample))
+        for sample in self._real_samples():
+            try:
+                outcome = self._outcome(sample, lambda ev, sample=sample: _difference(ev, sample))
+            except TooCostlyError:
+                return True
             if outcome is not _Outcome.SINGULAR:
                 return outcome is not _Outcome.DIFFER
         raise UndefinedError("no value at any point")
@@ -126,8 +127,8 @@ class Sampling:
 
     def sign_of_ratio(self) -> int | None:
         """1, -1 or 2, as `ratio`, of two that are known to be proportional."""
-        for phase in self._phases():
-            for sample in phase:
+        for samples, _ in self._phases():
+            for sample in samples:
                 sign = self._sign_of_ratio_at(sample)
                 if sign is not None:
                     return sign
@@ -160,8 +161,8 @@ class Sampling:
     def _holds(self, test: _Test) -> bool | None:
         """Whether a test succeeds wherever it can be made, in the first phase in which it can be at enough points."""
         outcomes: set[_Outcome] = set()
-        for phase in self._phases():
-            if self._succeeds(test, phase, outcomes):
+        for samples, least in self._phases():
+            if self._succeeds(test, samples, least, outcomes):
                 return self._holds_elsewhere(test)
             if _Outcome.DIFFER in outcomes:
                 return False
@@ -169,18 +170,19 @@ class Sampling:
             raise UndefinedError("no value at any point")
         return None
 
-    def _succeeds(self, test: _Test, phase: Iterator[_Sample], outcomes: set[_Outcome]) -> bool:
-        """Whether a test succeeds at enough points and fails at none; `outcomes` collects what it says."""
+    def _succeeds(self, test: _Test, samples: Iterable[_Sample], least: int, outcomes: set[_Outcome]) -> bool:
+        """Whether a test succeeds at enough points, of `least` points or more; `outcomes` collects what it says."""
+        needed = _ENOUGH if self._names else 1
         agreed = 0
-        for count, sample in enumerate(phase):
-            if count >= len(PRIMARY) and agreed >= _ENOUGH:
+        for count, sample in enumerate(samples):
+            if count >= least and agreed >= needed:
                 break
             outcome = test(sample)
             outcomes.add(outcome)
             if outcome is _Outcome.DIFFER:
                 return False
             agreed += outcome is _Outcome.AGREE
-        return agreed >= (_ENOUGH if self._names else 1)
+        return agreed >= needed
 
     def _holds_elsewhere(self, test: _Test) -> bool:
         """Whether a test that has succeeded does not fail far away, nor in a piece of a function that may have some."""
@@ -226,15 +228,16 @@ class Sampling:
             precision = max(2 * precision, int(256 + 4 * evaluator.arithmetic.spread) + 64)
         raise TooCostlyError
 
-    def _phases(self) -> Iterator[Iterator[_Sample]]:
-        yield self._first_phase()
+    def _phases(self) -> Iterator[tuple[Iterable[_Sample], int]]:
+        """Samples, and how many of them are to be seen at least."""
+        yield self._real_samples(), len(PRIMARY)
         if self._names and not self._complex_names:
             if self._discrete_names:
-                yield self._integer_phase()
+                yield self._integer_samples(), _INTEGERS
             if not self._has_i:
-                yield (_Sample(self._left, self._right, point, True) for point in POSITIVE)
+                yield (_Sample(self._left, self._right, point, True) for point in POSITIVE), len(PRIMARY)
 
-    def _first_phase(self) -> Iterator[_Sample]:
+    def _real_samples(self) -> Iterable[_Sample]:
         points = POSITIVE if self._complex_names else (*PRIMARY, *FURTHER) if self._names else (0,)
         return map(self._real_sample, points)
 
@@ -242,7 +245,7 @@ class Sampling:
         is_complex = self._has_i or not self._names or bool(self._complex_names)
         return _Sample(self._left, self._right, point, is_complex and point in POSITIVE)
 
-    def _integer_phase(self) -> Iterator[_Sample]:
+    def _integer_samples(self) -> Iterator[_Sample]:
         for point in range(_INTEGERS):
             values = {name: integer_coordinate(name, point) for name in self._discrete_names}
             try:

@@ -26,7 +26,7 @@ from grpo.reward.numbers.balls import (
 from grpo.reward.numbers.evaluation import FINE, PRIMARY, Evaluator, integer_coordinate
 from grpo.reward.numbers.rational import Budget, TooCostlyError, UndefinedError, simplified
 
-LOW, HIGH = 384, 1200
+LOW, HIGH = 384, 700
 
 
 def arithmetic(precision: int = LOW, *, is_principal: bool = True) -> Arithmetic:
