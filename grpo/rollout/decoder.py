@@ -57,28 +57,33 @@ class KeyValueCache:
     values: tuple[Tensor, ...]
     valid: Tensor | None
 
-    def select(self, rows: Tensor | slice) -> KeyValueCache:
-        """The cache of these rows only: a copy, or a view where `rows` is a slice."""
-        return KeyValueCache(
-            keys=tuple(layer[rows] for layer in self.keys),
-            values=tuple(layer[rows] for layer in self.values),
-            valid=None if self.valid is None else self.valid[rows],
-        )
+    @property
+    def num_columns(self) -> int:
+        """S."""
+        return self.keys[0].shape[2]
 
-    def fork(self, index: Tensor, length: int) -> KeyValueCache:
-        """A copy of row index[i] for every i, with room for `length` positions."""
+    def rows(self, rows: slice) -> KeyValueCache:
+        """A view of these rows."""
+        keys, values = tuple(layer[rows] for layer in self.keys), tuple(layer[rows] for layer in self.values)
+        return KeyValueCache(keys, values, None if self.valid is None else self.valid[rows])
 
-        def grow(layer: Tensor) -> Tensor:
-            rows, heads, used, size = len(index), layer.shape[1], layer.shape[2], layer.shape[3]
-            grown = layer.new_empty(rows, heads, length, size)
-            grown[:, :, :used] = layer[index]
-            return grown
+    def select(self, index: Tensor, columns: slice) -> KeyValueCache:
+        """A copy of row index[i] for every i, of these columns; what they are more than there are is not filled."""
+        num_columns = columns.stop - columns.start
+
+        def copied(layer: Tensor) -> Tensor:
+            part = layer[:, :, columns]
+            if part.shape[2] == num_columns:
+                return part[index]
+            copy = layer.new_empty(len(index), layer.shape[1], num_columns, layer.shape[3])
+            copy[:, :, : part.shape[2]] = part[index]
+            return copy
 
         valid = self.valid
         if valid is not None:
-            extra = valid.new_ones(len(index), length - valid.shape[1])
-            valid = torch.cat([valid[index], extra], dim=1)
-        return KeyValueCache(tuple(map(grow, self.keys)), tuple(map(grow, self.values)), valid)
+            valid = valid[:, columns][index]
+            valid = torch.cat([valid, valid.new_ones(len(index), num_columns - valid.shape[1])], dim=1)
+        return KeyValueCache(tuple(map(copied, self.keys)), tuple(map(copied, self.values)), valid)
 
 
 class Decoder:
@@ -143,7 +148,14 @@ class Decoder:
 
         return KeyValueCache(empty(), empty(), valid)
 
-    def forward(self, tokens: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, start: int) -> Tensor:
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the output matrix."""
+        return self._head.shape[0]
+
+    def forward(
+        self, tokens: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, start: int, first: int = 0
+    ) -> Tensor:
         """Runs new tokens through all layers and writes their keys and values to the cache.
 
         Args:
@@ -151,16 +163,17 @@ class Decoder:
             rotary: cosines and sines at the tokens' positions, [R, T, D] each.
             cache: filled up to column `start`.
             start: cache column of the first new token.
+            first: columns before it are not looked at.
 
         Returns:
             [R, H] hidden states of each row's last token, after the final norm.
         """
-        mask = _attention_mask(cache, tokens.shape[1], start)
+        mask = _attention_mask(cache, tokens.shape[1], start, first)
         cos, sin = rotary[0].unsqueeze(1), rotary[1].unsqueeze(1)
         hidden = F.embedding(tokens, self._embedding)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             normed = self._norm(hidden, layer["input_layernorm"]).to(self.dtype)
-            attended = self._attention(layer, normed, cos, sin, keys, values, start, mask)
+            attended = self._attention(layer, normed, cos, sin, keys, values, slice(first, start), mask)
             hidden = hidden + F.linear(attended, *layer["o_proj"])
             normed = self._norm(hidden, layer["post_attention_layernorm"]).to(self.dtype)
             gated = F.silu(F.linear(normed, *layer["gate_proj"])) * F.linear(normed, *layer["up_proj"])
@@ -183,7 +196,7 @@ class Decoder:
         sin: Tensor,
         keys: Tensor,
         values: Tensor,
-        start: int,
+        past: slice,
         mask: Tensor | None,
     ) -> Tensor:
         """[R, T, heads * D] attention over the cache, which the new tokens have then joined."""
@@ -194,16 +207,18 @@ class Decoder:
         value = F.linear(hidden, *layer["v_proj"]).view(rows, length, heads, size)
         if "q_norm" in layer:
             query, key = self._norm(query, layer["q_norm"]), self._norm(key, layer["k_norm"])
+        first, start = past.start, past.stop
         end = start + length
         keys[:, :, start:end] = _rotate(key.transpose(1, 2), cos, sin)
         values[:, :, start:end] = value.transpose(1, 2)
+        keys, values = keys[:, :, first:end], values[:, :, first:end]
         query = _rotate(query.transpose(1, 2), cos, sin).to(self.dtype)
         if length == 1:  # the g query heads of one key-value head attend to it as if they were g positions
             query = query.reshape(rows, heads, -1, size)
-            attended = F.scaled_dot_product_attention(query, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
             return attended.reshape(rows, 1, -1)
         attended = F.scaled_dot_product_attention(
-            query, keys[:, :, :end], values[:, :, :end], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
         return attended.transpose(1, 2).reshape(rows, length, -1)
 
@@ -214,17 +229,17 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _attention_mask(cache: KeyValueCache, length: int, start: int) -> Tensor | None:
+def _attention_mask(cache: KeyValueCache, length: int, start: int, first: int) -> Tensor | None:
     """[R, 1, T or 1, S] bool, or None where plain causal attention is right.
 
     A padded query sees itself, so that no row of the softmax is empty; no real token ever sees it.
     """
     if cache.valid is None:
         return None
-    valid = cache.valid[:, None, None, : start + length]
+    valid = cache.valid[:, None, None, first : start + length]
     if length == 1:
         return valid
     queries = torch.arange(start, start + length, device=valid.device)
-    columns = torch.arange(start + length, device=valid.device)
+    columns = torch.arange(first, start + length, device=valid.device)
     causal = columns <= queries.unsqueeze(1)
     return (valid & causal) | (columns == queries.unsqueeze(1))

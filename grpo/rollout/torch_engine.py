@@ -1,7 +1,7 @@
 """The engine for CPU, MPS and any GPU without vLLM: it samples from the policy's own weights.
 
-Each prompt is run once and its cache forked to its samples. Rows that have ended leave the batch when they are half of
-it. Sampling is keyed by (seed, step, problem, sample, position): see `grpo.rollout.sampling`.
+Each prompt is run once, and its cache forked to its samples. A row that has ended hands its place to a sample that
+waits. Sampling is keyed by (seed, step, problem, sample, position): see `grpo.rollout.sampling`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from grpo.rollout.batch import Batch, Ended, Request
 from grpo.rollout.decoder import Decoder
 from grpo.rollout.stopping import StopRules, cut_after_stop
 from grpo.rollout.vocabulary import token_bytes
-from grpo.rollout.wave import Request, Wave, WaveOutput
 from grpo.types import Completion, FinishReason, SampleKey, Sampling
 
 if TYPE_CHECKING:
@@ -86,13 +86,12 @@ class TorchEngine:
             Request(first, prompt, group) for (first, _), prompt, group in zip(spans, prompts, keys, strict=True)
         ]
         completions: dict[int, Completion] = {}
-        for wave in self._waves(requests, sampling):
-            places = [request.first + sample for request in wave for sample in range(len(request.keys))]
-            for output in Wave(self._decoder, self._stop_rules(sampling.stop), sampling, self._end_ids).run(wave):
-                for row, completion in zip(output.rows.tolist(), self._completions(output, sampling), strict=True):
-                    completions[places[row]] = completion
-                    if on_completion is not None:
-                        on_completion(places[row], completion)
+        batch = Batch(self._decoder, self._stop_rules(sampling.stop), sampling, self._end_ids, self._cache_tokens)
+        for ended in batch.run(requests) if requests else ():
+            for place, completion in zip(ended.places, self._completions(ended, sampling), strict=True):
+                completions[place] = completion
+                if on_completion is not None:
+                    on_completion(place, completion)
         return [[completions[place] for place in range(*span)] for span in spans]
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
@@ -108,23 +107,6 @@ class TorchEngine:
                     f"than the model's context of {context}; {remedy}"
                 )
 
-    def _waves(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
-        """Longest prompts first, as many rows at once as the cache holds; a group may be split over two waves."""
-        waves: list[list[Request]] = []
-        room = 0
-        for request in sorted(requests, key=lambda request: (-len(request.prompt), request.first)):
-            keys = list(request.keys)
-            while keys:
-                if room == 0:
-                    longest = len(request.prompt) + sampling.max_tokens
-                    room = max(1, self._cache_tokens // longest)
-                    waves.append([])
-                first = request.first + len(request.keys) - len(keys)
-                taken, keys = keys[:room], keys[room:]
-                waves[-1].append(Request(first, request.prompt, taken))
-                room -= len(taken)
-        return waves
-
     def _stop_rules(self, stop: tuple[str, ...]) -> StopRules:
         """A stop string that is a special token, such as `<|im_end|>`, stops as that token and when spelled out.
 
@@ -137,7 +119,7 @@ class TorchEngine:
             self._rules[stop] = StopRules(self._pieces, sorted(ends), stop, self._device)
         return self._rules[stop]
 
-    def _completions(self, output: WaveOutput, sampling: Sampling) -> list[Completion]:
+    def _completions(self, output: Ended, sampling: Sampling) -> list[Completion]:
         ids = [row[:length] for row, length in zip(output.tokens.tolist(), output.lengths.tolist(), strict=True)]
         texts = self._texts(ids, output.stopped.tolist(), sampling.stop)
         return [

@@ -14,7 +14,7 @@ from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
 from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.packing import collate
 from grpo.rl.log_probs import TokenDistribution
-from grpo.rollout import wave
+from grpo.rollout import batch
 from grpo.rollout.decoder import Decoder, check_supported
 from grpo.types import Completion, Sampling
 from tests.contract.engines import FAMILIES, keys_of, merged_tokenizer, tiny_model, torch_engine, train_batch
@@ -94,7 +94,7 @@ def test_a_prompt_is_run_once_for_all_its_samples(forward_shapes: list[tuple[int
 
 
 def test_rows_that_have_ended_leave_the_batch(forward_shapes: list[tuple[int, int]]) -> None:
-    engine = torch_engine(tiny_model(), TOKENIZER, range(0, 320, 8), cache_tokens=64 * 90)  # an eighth of all tokens
+    engine = torch_engine(tiny_model(), TOKENIZER, range(0, 320, 8), cache_tokens=64 * 91)  # an eighth of all tokens
     engine.generate([[5] * 10], keys_of(1, 64), Sampling(max_tokens=80))
     rows = [count for count, length in forward_shapes if length == 1]
     assert rows == sorted(rows, reverse=True)
@@ -112,21 +112,51 @@ def test_completions_are_told_of_while_others_are_sampled(forward_shapes: list[t
 
     engine.generate([[5] * 10], keys_of(1, 40), Sampling(max_tokens=80), note)
     assert len({num_forwards for _, num_forwards in progress}) > 2
-    for num_tokens, num_forwards in progress:  # the n-th forward pass leads to the n-th token; a look every 8
-        assert num_tokens <= num_forwards < num_tokens + 8
+    for num_tokens, num_forwards in progress:  # the n-th forward pass leads to the n-th token
+        assert num_tokens == num_forwards
 
 
 def test_the_cache_is_bounded(forward_shapes: list[tuple[int, int]]) -> None:
-    # 50 + 14 = 64 positions for the longest prompt, so 5 of its 8 samples fit in 320 positions at once.
-    engine = torch_engine(tiny_model(), TOKENIZER, (), cache_tokens=320)
+    # A row needs 50 + 14 + 1 = 65 positions, and a quarter more to spare: 4 rows of 81 fit in 325.
+    engine = torch_engine(tiny_model(), TOKENIZER, (), cache_tokens=325)
     engine.generate([[5, 6, 7, 8], list(range(30, 80)), [7] * 23], keys_of(3, 8), Sampling(max_tokens=14))
-    assert forward_shapes[:2] == [(1, 50), (5, 1)]
-    width, num_waves = 0, 0
-    for rows, length in forward_shapes:
-        num_waves += length > 1
-        width = length if length > 1 else width
-        assert rows * (width + 14) <= 320
-    assert num_waves == 4  # 5 samples; 3 and 2 of the second prompt; its other 6 and 2 of the third; the last 6
+    assert forward_shapes[:2] == [(1, 50), (4, 1)]
+    assert max(rows for rows, length in forward_shapes if length == 1) == 4
+    assert [length for _, length in forward_shapes if length > 1] == [50, 23, 4]  # each prompt once, longest first
+
+
+def test_waiting_samples_take_the_places_of_ended_ones(forward_shapes: list[tuple[int, int]]) -> None:
+    ends = range(0, 320, 8)  # an eighth of all tokens ends a completion
+    engine = torch_engine(tiny_model(), TOKENIZER, ends, cache_tokens=16 * 114)
+    groups = engine.generate([[5] * 10] * 4, keys_of(4, 64), Sampling(max_tokens=80))
+    num_tokens = sum(len(completion.token_ids) for group in groups for completion in group)
+    places = sum(rows for rows, length in forward_shapes if length == 1)
+    assert max(rows for rows, length in forward_shapes if length == 1) == 16
+    assert num_tokens - 256 <= places < 1.15 * num_tokens  # hardly a place is empty; first tokens need no pass
+
+
+@pytest.mark.parametrize("check_every", [1, 8])
+def test_completions_do_not_depend_on_who_shares_the_batch(monkeypatch: pytest.MonkeyPatch, check_every: int) -> None:
+    # Few rows, many samples of uneven prompts: rows join late, the cache is moved to its beginning, the batch shrinks.
+    ends, sampling = range(0, 320, 16), Sampling(max_tokens=40)
+    alone = torch_engine(tiny_model(), TOKENIZER, ends, cache_tokens=100_000).generate(
+        PROMPTS, keys_of(4, 16), sampling
+    )
+    moves: list[str] = []
+    for name in ("rewind", "keep"):
+        original = getattr(batch._Rows, name)
+
+        def noting(self: Any, *rest: Any, name: str = name, original: Any = original) -> int:
+            moves.append(name)
+            return original(self, *rest)
+
+        monkeypatch.setattr(batch._Rows, name, noting)
+    monkeypatch.setattr(batch, "_CPU_CHECK_EVERY", check_every)
+    for cache_tokens in (100, 500, 900, 1700):
+        few = torch_engine(tiny_model(), TOKENIZER, ends, cache_tokens=cache_tokens)
+        for first, second in zip(alone, few.generate(PROMPTS, keys_of(4, 16), sampling), strict=True):
+            assert [completion.token_ids for completion in first] == [completion.token_ids for completion in second]
+    assert {"rewind", "keep"} <= set(moves)
 
 
 def test_prompts_go_through_the_layers_in_parts(
@@ -135,7 +165,7 @@ def test_prompts_go_through_the_layers_in_parts(
     engine, sampling = torch_engine(tiny_model(), TOKENIZER, ()), Sampling(max_tokens=8)
     whole = engine.generate(PROMPTS, keys_of(4, 2), sampling)
     forward_shapes.clear()
-    monkeypatch.setattr(wave, "_PREFILL_TOKENS", 110)  # two prompts of 50 tokens, padding included
+    monkeypatch.setattr(batch, "_PREFILL_TOKENS", 110)  # two prompts of 50 tokens, padding included
     parts = engine.generate(PROMPTS, keys_of(4, 2), sampling)
     assert forward_shapes[:3] == [(2, 50), (2, 50), (8, 1)]
     for first, second in zip(whole, parts, strict=True):
