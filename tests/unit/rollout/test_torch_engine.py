@@ -159,6 +159,27 @@ def test_completions_do_not_depend_on_who_shares_the_batch(monkeypatch: pytest.M
     assert {"rewind", "keep"} <= set(moves)
 
 
+def test_a_prompt_that_waits_for_a_row_is_not_taken_for_another() -> None:
+    # 4 + 20 + 1 positions and 6 to spare: 3 rows, so that one sample of the second prompt waits after both were run.
+    prompts, keys, sampling = [[5, 6, 7, 8], [50, 60, 70, 80]], keys_of(2, 2), Sampling(max_tokens=20)
+    whole, few = (
+        torch_engine(tiny_model(), TOKENIZER, (), cache_tokens=cache_tokens).generate(prompts, keys, sampling)
+        for cache_tokens in (1000, 93)
+    )
+    for first, second in zip(whole, few, strict=True):
+        assert [completion.token_ids for completion in first] == [completion.token_ids for completion in second]
+
+
+def test_a_sample_does_not_go_on_with_the_stop_string_of_the_one_before_it() -> None:
+    engine = torch_engine(tiny_model(), TOKENIZER, ())
+    rows = batch._Rows(2, 8, engine._decoder, engine._stop_rules(("ab",)), Sampling(max_tokens=3))
+    rows.states[0][:] = 2  # one byte of it was matched
+    queue = batch._Queue(engine._decoder, [batch.Request(0, [5, 6], keys_of(1, 1)[0])])
+    with torch.inference_mode():
+        queue.admit(rows, 4)
+    assert rows.states[0].tolist() == [0, 2]  # the second row is still free
+
+
 def test_prompts_go_through_the_layers_in_parts(
     monkeypatch: pytest.MonkeyPatch, forward_shapes: list[tuple[int, int]]
 ) -> None:
