@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ class _Rows:
     """The rows of the batch, R of them, of which some may be free.
 
     Attributes:
-        places: in the engine's call; -1 where a row is free.
+        places: in the engine's call, of the rows that have a sample.
+        free, open: the rows without and with a sample, in order.
         first_columns: of each row's prompt.
         cache: [R, K, C, D] a layer, and which of the columns before the current one are a row's own.
         starts: [R] `first_columns`, on the device.
@@ -119,6 +121,7 @@ class _Rows:
     def __init__(self, num_rows: int, num_columns: int, decoder: Decoder, rules: StopRules, sampling: Sampling) -> None:
         device, width = decoder.device, sampling.max_tokens + 1
         self.places = [-1] * num_rows
+        self.free, self.open = list(range(num_rows)), list[int]()
         self.first_columns = [0] * num_rows
         valid = torch.zeros(num_rows, num_columns, dtype=torch.bool, device=device)
         self.cache = decoder.new_cache(num_rows, num_columns, valid)
@@ -135,16 +138,6 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self.places)
-
-    @property
-    def free(self) -> list[int]:
-        """Rows that have no sample."""
-        return [row for row, place in enumerate(self.places) if place < 0]
-
-    @property
-    def open(self) -> list[int]:
-        """Rows that have a sample."""
-        return [row for row, place in enumerate(self.places) if place >= 0]
 
     def attended(self) -> tuple[KeyValueCache, int]:
         """What a step attends to: the cache, without a mask if all open rows begin alike, from this column on."""
@@ -163,7 +156,7 @@ class _Rows:
         firsts = [column - prompts.lengths[sample.prompt] for sample in samples]
         for row, sample, first in zip(rows, samples, firsts, strict=True):
             self.places[row], self.first_columns[row] = sample.place, first
-        self._attended = None
+        self._are_open(set(self.open).union(rows))
         self.starts[index] = torch.tensor(firsts, device=device)
         self.counts[index] = 0
         self.finished[index] = False
@@ -184,9 +177,7 @@ class _Rows:
         lengths = self.counts[index]
         width = int(lengths.max())
         places = [self.places[row] for row in rows]
-        for row in rows:
-            self.places[row] = -1
-        self._attended = None
+        self._are_open(set(self.open).difference(rows))
         tokens, log_probs = self.tokens[index, :width], self.log_probs[index, :width]
         return Ended(places, tokens, log_probs, lengths, self.stopped[index])
 
@@ -207,7 +198,7 @@ class _Rows:
         self.states = [state[index] for state in self.states]
         self.finished, self.stopped = self.finished[index], self.stopped[index]
         self.tokens, self.log_probs, self.logits = self.tokens[index], self.log_probs[index], self.logits[index]
-        self._attended = None
+        self._are_open(set(range(len(rows))))
         return low
 
     def rewind(self) -> int:
@@ -220,6 +211,16 @@ class _Rows:
         self._mask(torch.arange(len(self), device=self.starts.device))
         self._attended = None
         return low
+
+    def num_ended(self) -> int:
+        """How many rows that have a sample are finished; waits for the device."""
+        return int(self.finished.sum()) - len(self.free)
+
+    def _are_open(self, rows: set[int]) -> None:
+        """Notes which rows have a sample; the others are free."""
+        self.open = sorted(rows)
+        self.free = [row for row in range(len(self)) if row not in rows]
+        self._attended = None
 
     def _mask(self, index: Tensor) -> None:
         """Sets which columns are a row's own, up to the current one."""
@@ -292,7 +293,13 @@ class Batch:
     """Samples a completion for every key of some requests, as many at a time as the cache holds."""
 
     def __init__(
-        self, decoder: Decoder, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int], cache_tokens: int
+        self,
+        decoder: Decoder,
+        rules: StopRules,
+        sampling: Sampling,
+        banned_ids: Sequence[int],
+        cache_tokens: int,
+        cancelled: Event,
     ) -> None:
         """Names what the batch works with.
 
@@ -302,9 +309,10 @@ class Batch:
             sampling: the distribution, and the limits of lengths.
             banned_ids: tokens that cannot be sampled before `min_tokens`.
             cache_tokens: rows times columns of the cache, at most; one row there is always.
+            cancelled: ends the batch, once it is set, before the next step.
         """
         self._decoder, self._rules, self._sampling = decoder, rules, sampling
-        self._cache_tokens = cache_tokens
+        self._cache_tokens, self._cancelled = cache_tokens, cancelled
         self._distribution = TokenDistribution(
             sampling.temperature or 1.0, sampling.top_k, sampling.top_p, tuple(banned_ids)
         )
@@ -316,15 +324,14 @@ class Batch:
         longest = queue.longest + self._sampling.max_tokens + self._check_every  # until a look, finished rows go on
         rows, column, step = self._new_rows(len(queue), longest), queue.longest, 0
         rotary = self._decoder.rotary_table(longest)
-        while True:
+        while not self._cancelled.is_set():
             if len(queue) and _REFILL_SHARE * len(rows.free) >= len(rows):
                 queue.admit(rows, column)
             tokens = self._sample(rows)
             step += 1
-            if step % self._check_every == 0:
+            if step % self._check_every == 0 and rows.num_ended():
                 finished = rows.finished.tolist()
-                if ended := [row for row in rows.open if finished[row]]:
-                    yield rows.release(ended)
+                yield rows.release([row for row in rows.open if finished[row]])
                 if not rows.open:
                     if not len(queue):
                         return

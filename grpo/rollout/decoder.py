@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.rollout.weights import Layer, Linear, load_layer
+
 SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3", "llama")
 _SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -103,6 +105,7 @@ class Decoder:
         self.dtype, self.device = dtype, device
         self._residual_dtype = model.lm_head.weight.dtype
         self._rotary = model.model.rotary_emb
+        self._eps = torch.tensor(model.config.rms_norm_eps, dtype=torch.float32, device=device)
         self.load(model)
 
     def load(self, model: Any) -> None:
@@ -111,31 +114,21 @@ class Decoder:
         def taken(parameter: Tensor, dtype: torch.dtype) -> Tensor:
             return parameter.detach().to(device=self.device, dtype=dtype)
 
-        def linear(module: Any) -> tuple[Tensor, Tensor | None]:
-            bias = None if module.bias is None else taken(module.bias, self.dtype)
-            return taken(module.weight, self.dtype), bias
-
-        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-        names += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-        norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-        self._layers: list[dict[str, Any]] = []
-        for layer in model.model.layers:
-            modules = dict(layer.named_modules())
-            weights: dict[str, Any] = {name.split(".")[-1]: linear(modules[name]) for name in names}
-            for name in norms:
-                if name in modules:
-                    weights[name.split(".")[-1]] = taken(modules[name].weight, self._residual_dtype)
-            self._layers.append(weights)
+        self._layers = [
+            load_layer(layer, dtype=self.dtype, norm_dtype=self._residual_dtype, device=self.device)
+            for layer in model.model.layers
+        ]
         self._embedding = taken(model.model.embed_tokens.weight, self._residual_dtype)
         self._final_norm = taken(model.model.norm.weight, self._residual_dtype)
         self._head = taken(model.lm_head.weight, self.dtype)
 
     def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, [length, D] each."""
+        """Cosines and sines, [length, D] each; the sines of the first half are negative, see `_rotate`."""
         positions = torch.arange(length, device=self._rotary.inv_freq.device).unsqueeze(0)
         like = torch.empty(0, dtype=self._residual_dtype, device=self._rotary.inv_freq.device)
         cos, sin = self._rotary(like, positions)
-        return cos[0].to(self.device), sin[0].to(self.device)
+        first, second = sin[0].chunk(2, dim=-1)
+        return cos[0].to(self.device), torch.cat((-first, second), dim=-1).to(self.device)
 
     def new_cache(self, rows: int, length: int, valid: Tensor | None) -> KeyValueCache:
         """Room for `length` positions of so many rows."""
@@ -147,6 +140,14 @@ class Decoder:
             return tuple(torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self._layers)
 
         return KeyValueCache(empty(), empty(), valid)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the matrices that every step reads."""
+        matrices = [self._head]
+        for layer in self._layers:
+            matrices += [linear.weight for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        return sum(matrix.nbytes for matrix in matrices)
 
     @property
     def vocab_size(self) -> int:
@@ -168,65 +169,77 @@ class Decoder:
         Returns:
             [R, H] hidden states of each row's last token, after the final norm.
         """
-        mask = _attention_mask(cache, tokens.shape[1], start, first)
-        cos, sin = rotary[0].unsqueeze(1), rotary[1].unsqueeze(1)
-        hidden = F.embedding(tokens, self._embedding)
+        rows, length = tokens.shape
+        mask = _attention_mask(cache, length, start, first)
+        past = slice(first, start)
+        hidden = F.embedding(tokens.flatten(), self._embedding)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            normed = self._norm(hidden, layer["input_layernorm"]).to(self.dtype)
-            attended = self._attention(layer, normed, cos, sin, keys, values, slice(first, start), mask)
-            hidden = hidden + F.linear(attended, *layer["o_proj"])
-            normed = self._norm(hidden, layer["post_attention_layernorm"]).to(self.dtype)
-            gated = F.silu(F.linear(normed, *layer["gate_proj"])) * F.linear(normed, *layer["up_proj"])
-            hidden = hidden + F.linear(gated, *layer["down_proj"])
-        return self._norm(hidden[:, -1], self._final_norm).to(self.dtype)
+            qkv = _linear(self._norm(hidden, layer.attention_norm).to(self.dtype), layer.qkv)
+            attended = self._attention(layer, qkv.view(rows, length, -1), rotary, keys, values, past, mask)
+            hidden = _add_linear(hidden, attended, layer.output)
+            gate, up = _linear(self._norm(hidden, layer.mlp_norm).to(self.dtype), layer.gate_up).chunk(2, dim=-1)
+            hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down)
+        return self._norm(hidden.view(rows, length, -1)[:, -1], self._final_norm).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, V] of [R, H]."""
         return F.linear(hidden, self._head)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        normed = F.rms_norm(hidden.float(), (hidden.shape[-1],), eps=self.config.rms_norm_eps)
-        return normed.to(hidden.dtype) * weight
+        """Root mean square norm (arXiv 1910.07467) over the last axis, in float32; `F.rms_norm` takes twice as long."""
+        states = hidden.float()
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, length, length, value=1 / hidden.shape[-1]).rsqrt_()
+        return (states * scale).to(hidden.dtype) * weight
 
     def _attention(
         self,
-        layer: dict[str, Any],
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        layer: Layer,
+        qkv: Tensor,
+        rotary: tuple[Tensor, Tensor],
         keys: Tensor,
         values: Tensor,
         past: slice,
         mask: Tensor | None,
     ) -> Tensor:
-        """[R, T, heads * D] attention over the cache, which the new tokens have then joined."""
-        rows, length, _ = hidden.shape
+        """[R * T, heads * D] attention over the cache, which the new tokens have then joined."""
+        rows, length, _ = qkv.shape
         heads, size = keys.shape[1], keys.shape[3]
-        query = F.linear(hidden, *layer["q_proj"]).view(rows, length, -1, size)
-        key = F.linear(hidden, *layer["k_proj"]).view(rows, length, heads, size)
-        value = F.linear(hidden, *layer["v_proj"]).view(rows, length, heads, size)
-        if "q_norm" in layer:
-            query, key = self._norm(query, layer["q_norm"]), self._norm(key, layer["k_norm"])
+        qkv = qkv.view(rows, length, -1, size)
+        states, value = qkv[:, :, :-heads], qkv[:, :, -heads:]
+        if layer.head_norm is not None:
+            states = self._norm(states, layer.head_norm)
+        states = _rotate(states, *rotary)
         first, start = past.start, past.stop
         end = start + length
-        keys[:, :, start:end] = _rotate(key.transpose(1, 2), cos, sin)
+        keys[:, :, start:end] = states[:, :, -heads:].transpose(1, 2)
         values[:, :, start:end] = value.transpose(1, 2)
         keys, values = keys[:, :, first:end], values[:, :, first:end]
-        query = _rotate(query.transpose(1, 2), cos, sin).to(self.dtype)
+        query = states[:, :, :-heads].to(self.dtype)
         if length == 1:  # the g query heads of one key-value head attend to it as if they were g positions
-            query = query.reshape(rows, heads, -1, size)
-            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-            return attended.reshape(rows, 1, -1)
+            attended = F.scaled_dot_product_attention(query.view(rows, heads, -1, size), keys, values, attn_mask=mask)
+            return attended.view(rows, -1)
         attended = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            query.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
-        return attended.transpose(1, 2).reshape(rows, length, -1)
+        return attended.transpose(1, 2).reshape(rows * length, -1)
+
+
+def _linear(states: Tensor, linear: Linear) -> Tensor:
+    return F.linear(states, linear.weight, linear.bias)
+
+
+def _add_linear(residual: Tensor, states: Tensor, linear: Linear) -> Tensor:
+    """The residual plus the projected states, in one pass where that rounds as two would."""
+    if linear.bias is None and residual.dtype == states.dtype == torch.float32:
+        return torch.addmm(residual, states, linear.weight.t())
+    return residual + _linear(states, linear)
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) of [R, heads, T, D] in the half-split layout."""
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotary embedding (arXiv 2104.09864) of [R, T, heads, D] in the half-split layout; see `Decoder.rotary_table`."""
+    turned = states.roll(states.shape[-1] // 2, dims=-1)
+    return (states * cos.unsqueeze(2)).add_(turned * sin.unsqueeze(2))
 
 
 def _attention_mask(cache: KeyValueCache, length: int, start: int, first: int) -> Tensor | None:

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.rl.log_probs import TokenDistribution, sampled_log_probs
+from grpo.rl.log_probs import TokenDistribution, sampled_logits
 from grpo.types import SampleKey
+
+_BLOCK = 256  # tokens of the vocabulary that are summed at once
+_JUST_BELOW_ONE = 1 - 2**-23
 
 
 def uniforms(keys: Sequence[SampleKey], length: int) -> Tensor:
@@ -39,26 +42,42 @@ def sample_tokens(
 
     token = min { v : Σ_{u <= v} π(u) > uniform · Σ_u π(u) }
 
-    A GPU adds in parallel, so that float32 sums over 150k tokens would waver by more than an unlikely token's
-    probability, and tokens of probability 0 could be drawn; hence float64 there. A CPU adds in order.
-
     Args:
         logits: [R, V]. A row that holds nan or inf gives any token, and nan as its log-prob: the update then skips the
             step for its loss is not finite, and the canary stops the run.
         uniform: [R] in [0, 1), or None for the most likely token.
         distribution: what to sample from.
-        banned: [R] bool, see `sampled_log_probs`.
+        banned: [R] bool, see `grpo.rl.log_probs.sampled_logits`.
 
     Returns:
         [R] token ids and [R] their log-probs, nats float32.
     """
-    log_probs = sampled_log_probs(logits, distribution, banned=banned)
-    if uniform is None:
-        tokens = log_probs.argmax(dim=-1)
-    else:
-        dtype = torch.float64 if logits.device.type == "cuda" else torch.float32
-        cumulative = log_probs.exp().cumsum(dim=-1, dtype=dtype)
-        threshold = uniform.unsqueeze(1) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-        tokens = tokens.clamp_max(logits.shape[-1] - 1)
-    return tokens, log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    logits = sampled_logits(logits, distribution, banned=banned)
+    probs = torch.softmax(logits, dim=-1)
+    tokens = logits.argmax(dim=-1) if uniform is None else _invert(probs, uniform)
+    return tokens, probs.gather(1, tokens.unsqueeze(1)).squeeze(1).log_()
+
+
+def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
+    """[R] tokens whose share of the cumulative distribution holds the number.
+
+    First the block of the vocabulary, then the token in it, so that the vocabulary is read once and nothing of its size
+    is written. Float32 sums over 150k tokens would waver by more than an unlikely token's probability, and tokens of
+    probability 0 could be drawn; hence float64, which MPS lacks.
+    """
+    dtype = torch.float32 if probs.device.type == "mps" else torch.float64
+    num_tokens = probs.shape[1]
+    num_blocks = num_tokens // _BLOCK
+    whole, rest = probs[:, : num_blocks * _BLOCK], probs[:, num_blocks * _BLOCK :]
+    sums = torch.cat((whole.view(len(probs), num_blocks, _BLOCK).sum(dim=2), rest.sum(dim=1, keepdim=True)), dim=1)
+    cumulative = sums.cumsum(dim=1, dtype=dtype)
+    total = cumulative[:, -1:]
+    threshold = torch.minimum(uniform.unsqueeze(1) * total, total * _JUST_BELOW_ONE)
+    block = torch.searchsorted(cumulative, threshold, right=True).clamp_max_(num_blocks)
+    before = cumulative.gather(1, block) - sums.gather(1, block)
+    columns = block * _BLOCK + torch.arange(_BLOCK, device=probs.device)
+    shares = probs.gather(1, columns.clamp_max(num_tokens - 1)).masked_fill_(columns >= num_tokens, 0.0)
+    cumulative = shares.cumsum(dim=1, dtype=dtype)
+    last = cumulative[:, -1:] * _JUST_BELOW_ONE  # the two sums over a block may differ in their last digits
+    place = torch.searchsorted(cumulative, torch.minimum(threshold - before, last), right=True)
+    return (block * _BLOCK + place).squeeze(1).clamp_max_(num_tokens - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from grpo.rollout.batch import Batch, Ended, Request
 from grpo.rollout.decoder import Decoder
 from grpo.rollout.stopping import StopRules, cut_after_stop
 from grpo.rollout.vocabulary import token_bytes
+from grpo.rollout.workers import num_workers, run_parts, split
 from grpo.types import Completion, FinishReason, SampleKey, Sampling
 
 if TYPE_CHECKING:
@@ -86,8 +88,14 @@ class TorchEngine:
             Request(first, prompt, group) for (first, _), prompt, group in zip(spans, prompts, keys, strict=True)
         ]
         completions: dict[int, Completion] = {}
-        batch = Batch(self._decoder, self._stop_rules(sampling.stop), sampling, self._end_ids, self._cache_tokens)
-        for ended in batch.run(requests) if requests else ():
+        parts = split(requests, num_workers(self._decoder, sum(map(len, keys))))
+        rules = self._stop_rules(sampling.stop)
+
+        def build(cancelled: Event) -> Batch:
+            room = self._cache_tokens // len(parts)
+            return Batch(self._decoder, rules, sampling, self._end_ids, room, cancelled)
+
+        for ended in run_parts(parts, build) if parts else ():
             for place, completion in zip(ended.places, self._completions(ended, sampling), strict=True):
                 completions[place] = completion
                 if on_completion is not None:

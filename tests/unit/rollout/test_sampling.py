@@ -82,6 +82,32 @@ def test_a_token_of_probability_zero_is_never_drawn(number: float, removed_by: s
     assert log_probs.item() == pytest.approx(-0.693147, abs=1e-6)  # log 1/2
 
 
+@pytest.mark.parametrize("num_tokens", [3, 255, 256, 257, 512, 1000])
+def test_the_token_is_that_of_the_whole_cumulative_distribution(num_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    logits = torch.randn(2000, num_tokens, generator=generator)
+    numbers = torch.rand(2000, generator=generator)
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    threshold = numbers.double().unsqueeze(1)
+    expected = (cumulative <= threshold).sum(dim=-1)
+    distance = (
+        (cumulative - threshold).abs().amin(dim=-1)
+    )  # of the nearest border; float32 shares are off by 1e-7 or so
+    tokens, _ = sample_tokens(logits, numbers, PLAIN, None)
+    clear = distance > 1e-6
+    assert clear.sum() > 1900
+    assert torch.equal(tokens[clear], expected[clear])
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, LARGEST])
+@pytest.mark.parametrize("place", [0, 255, 256, 511, 512, 599])
+def test_the_only_token_that_can_be_drawn_is_drawn_wherever_it_stands(place: int, number: float) -> None:
+    logits = torch.full((1, 600), float("-inf"))
+    logits[0, place] = 3.0
+    tokens, log_probs = sample_tokens(logits, torch.tensor([number]), PLAIN, None)
+    assert (tokens.item(), log_probs.item()) == (place, 0.0)
+
+
 def test_large_vocabularies_keep_to_tokens_that_can_be_drawn() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 150_000, generator=generator) * 4

@@ -36,7 +36,8 @@ def differences(model: Any, groups: list[list[Completion]], compute_dtype: torch
 
 @pytest.fixture
 def forward_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """[rows, tokens] of every forward pass from here on."""
+    """[rows, tokens] of every forward pass from here on, all in one batch."""
+    monkeypatch.setattr("grpo.rollout.torch_engine.num_workers", lambda *_: 1)
     shapes: list[tuple[int, int]] = []
     forward = Decoder.forward
 

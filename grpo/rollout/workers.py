@@ -1,0 +1,91 @@
+"""Several batches at once on a CPU, one a thread, each with one core.
+
+The operations of decoding are short, so threads that share each of them wait for one another most of the time. Threads
+that share nothing do not: torch leaves Python's lock while it computes. On two cores and 0.83M parameters this is 1.5
+times as fast as two threads an operation, at 53M 1.1 times. Every worker reads all weights, which large models on many
+cores would pay for with memory bandwidth: those keep their threads together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
+
+import torch
+
+from grpo.rollout.batch import Batch, Ended, Request
+from grpo.rollout.decoder import Decoder
+
+_MIN_SAMPLES = 16  # of a worker: below, a step takes as long with fewer rows
+_MAX_WEIGHT_BYTES = 2 * 2**30  # that all workers read in a step
+
+
+def num_workers(decoder: Decoder, num_samples: int) -> int:
+    """How many batches to run at once."""
+    if decoder.device.type != "cpu":
+        return 1
+    affordable = _MAX_WEIGHT_BYTES // decoder.weight_bytes
+    return max(1, min(torch.get_num_threads(), num_samples // _MIN_SAMPLES, affordable))
+
+
+def split(requests: Sequence[Request], num_parts: int) -> list[list[Request]]:
+    """Deals requests out, whole where that is fair: a prompt is run by everyone who has samples of it.
+
+    Returns:
+        At most `num_parts` lists with about as many samples each; requests without samples are in none.
+    """
+    size = max(1, -(-sum(len(request.keys) for request in requests) // num_parts))
+    pieces = [
+        Request(request.first + start, request.prompt, request.keys[start : start + size])
+        for request in requests
+        for start in range(0, len(request.keys), size)
+    ]
+    parts: list[list[Request]] = [[] for _ in range(num_parts)]
+    loads = [0] * num_parts
+    for piece in sorted(pieces, key=lambda piece: -len(piece.keys)):
+        lightest = loads.index(min(loads))
+        parts[lightest].append(piece)
+        loads[lightest] += len(piece.keys)
+    return [part for part in parts if part]
+
+
+def run_parts(parts: Sequence[Sequence[Request]], build: Callable[[Event], Batch]) -> Iterator[Ended]:
+    """Runs every part in a batch of its own, and hands out rows as they end.
+
+    Args:
+        parts: of `split`.
+        build: makes a batch, which leaves off once the event is set.
+    """
+    cancelled = Event()
+    if len(parts) == 1:
+        yield from build(cancelled).run(parts[0])
+        return
+    results: SimpleQueue[Ended | None] = SimpleQueue()
+    num_threads = torch.get_num_threads()
+
+    def work(part: Sequence[Request]) -> None:
+        try:
+            torch.set_num_threads(1)  # of this thread, and of threads that are yet to come
+            with torch.inference_mode():
+                for ended in build(cancelled).run(part):
+                    results.put(ended)
+        finally:
+            results.put(None)
+
+    with ThreadPoolExecutor(len(parts), thread_name_prefix="rollout") as pool:
+        try:
+            futures = [pool.submit(work, part) for part in parts]
+            num_open = len(parts)
+            while num_open:
+                ended = results.get()
+                if ended is None:
+                    num_open -= 1
+                else:
+                    yield ended
+            for future in futures:
+                future.result()
+        finally:
+            cancelled.set()
+            torch.set_num_threads(num_threads)
