@@ -44,6 +44,14 @@ class EngineName(Enum):
     vllm = "vllm"
 
 
+class Packing(Enum):
+    """`grpo.policy.packing`: how the sequences of a micro-batch go through the policy."""
+
+    padded = "padded"
+    packed = "packed"
+    shared_prompts = "shared_prompts"
+
+
 class AdvantageName(Enum):
     """`grpo.rl.advantages`: how rewards [P, G] become advantages [P, G]."""
 
@@ -77,6 +85,13 @@ class KlEstimator(Enum):
     k1 = "k1"
     k2 = "k2"
     k3 = "k3"
+
+
+class OptimizerName(Enum):
+    """`grpo.policy.optimizer`: how gradients move the weights."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
 
 
 class LrSchedule(Enum):
@@ -211,7 +226,8 @@ class ModelConfig:
             comes with a model is never run.
         revision: branch, tag or commit on the Hub; null is the default branch.
         tokenizer: a folder or a Hub id; null is `path`, or the project's own small tokenizer for a built model.
-        master_dtype: of the weights the optimiser steps on. bfloat16 halves memory and loses small updates.
+        master_dtype: of the weights the optimiser steps on. bfloat16 halves memory and loses small updates, except with
+            train.optimizer=adamw_8bit.
     """
 
     name: str = MISSING
@@ -237,7 +253,10 @@ class HardwareConfig:
     Attributes:
         policy_device, engine_device: torch devices.
         compute_dtype: of matrix products; the master weights keep `model.master_dtype`.
-        micro_batch_tokens: padded tokens that go through the policy at once.
+        packing: padded fills sequences up to the longest; packed puts them one after another, without padding;
+            shared_prompts packs the prompt of a group once.
+        micro_batch_tokens: tokens that go through the policy at once. Padded ones count; packed, attention alone pads,
+            and four of its positions count as a token where there are more than four to one.
         head_chunk_tokens: tokens whose logits exist at once.
         activation_checkpointing: recompute activations in the backward pass.
         engine_cache_tokens: tokens that the torch engine's key-value cache holds at once.
@@ -250,6 +269,7 @@ class HardwareConfig:
     policy_device: str = MISSING
     engine_device: str = MISSING
     compute_dtype: DType = DType.float32
+    packing: Packing = Packing.shared_prompts
     micro_batch_tokens: int = 8192
     head_chunk_tokens: int = 1024
     activation_checkpointing: bool = False
@@ -426,6 +446,9 @@ class TrainConfig:
     """The GRPO loop and its optimiser.
 
     Attributes:
+        optimizer: adamw keeps two moments in the weights' dtype; adamw_8bit keeps them in 2 bytes a weight and rounds
+            bfloat16 weights at random, so that small updates are not lost (`grpo.policy.low_memory`). It saves memory
+            and changes what is computed, hence not in `hardware`.
         rollout_batch_size: completions in a step, B = P * group_size.
         train_batch_size: completions in an optimiser step.
         gradient_accumulation_steps: micro-batches in an optimiser step; null follows from
@@ -435,6 +458,7 @@ class TrainConfig:
     """
 
     n_grpo_steps: int = 200
+    optimizer: OptimizerName = OptimizerName.adamw
     learning_rate: float = 1e-5
     lr_schedule: LrSchedule = LrSchedule.constant
     warmup_steps: int = 0
@@ -569,7 +593,8 @@ class LoggingConfig:
     """Where the numbers of a run are shown, besides its own files.
 
     Attributes:
-        plot_steps: how often curves.png is drawn again; 0 draws it at the end only.
+        plot_steps: how often curves.png is drawn again, where that takes less than a fiftieth of the time; 0 draws it
+            at the end only.
     """
 
     wandb: WandbMode = WandbMode.disabled

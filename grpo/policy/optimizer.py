@@ -6,19 +6,25 @@ import math
 
 import torch
 
-from grpo.config import LrSchedule, TrainConfig
+from grpo.config import LrSchedule, OptimizerName, TrainConfig
+from grpo.policy.low_memory import AdamW8bit
 
 
-def build_optimizer(model: torch.nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) over all parameters; one fused kernel where torch has it."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=cfg.learning_rate,
-        betas=(cfg.adam_beta1, cfg.adam_beta2),
-        eps=cfg.adam_eps,
-        weight_decay=cfg.weight_decay,
-        fused=True,
-    )
+def build_optimizer(model: torch.nn.Module, cfg: TrainConfig, *, seed: int = 0) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) over all parameters: torch's fused kernel, or 8-bit states.
+
+    Args:
+        model: its parameters may be float32 or bfloat16.
+        cfg: names the optimiser and its constants.
+        seed: of the random rounding that `adamw_8bit` does.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr, betas, eps, decay = cfg.learning_rate, (cfg.adam_beta1, cfg.adam_beta2), cfg.adam_eps, cfg.weight_decay
+    match cfg.optimizer:
+        case OptimizerName.adamw:
+            return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+        case OptimizerName.adamw_8bit:
+            return AdamW8bit(parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, seed=seed)
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,9 +16,19 @@ _MAXIMA = ("ratio_max", "mismatch_max")
 
 @dataclass
 class UpdateStatistics:
-    """Sums and maxima over the response tokens of all optimiser steps of one update."""
+    """Sums and maxima over the tokens that all optimiser steps of one update trained on.
+
+    Sequences that cannot have a gradient do not go through the model; nothing is known of their tokens but the number.
+
+    Attributes:
+        sums: by name, over trained tokens.
+        num_response_tokens: of all sequences, trained on or not.
+        grad_norms: of every optimiser step, before clipping.
+        num_skipped: optimiser steps that were left out.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    num_response_tokens: int = 0
     grad_norms: list[float] = field(default_factory=list)
     num_skipped: int = 0
 
@@ -41,18 +52,29 @@ class UpdateStatistics:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def metrics(self, num_updates: int) -> dict[str, float]:
-        """The update's part of a step's line: means over tokens, the loss per optimiser step."""
+        """The update's part of a step's line: means over trained tokens, the loss per optimiser step.
+
+        Where no token was trained on there are no means, rather than means of 0.
+        """
         sums = {name: float(value) for name, value in self.sums.items()}
-        tokens = max(1.0, sums["tokens"])
+        tokens = sums.get("tokens", 0.0)
         return {
-            "policy/loss": sums["loss"] / num_updates,
-            "policy/entropy": sums["entropy"] / tokens,
-            "policy/ratio_mean": sums["ratio"] / tokens,
-            "policy/ratio_max": sums["ratio_max"],
-            "policy/clip_fraction": sums["clipped"] / tokens,
-            "policy/kl": sums["kl"] / tokens,
+            "policy/loss": sums.get("loss", 0.0) / num_updates,
+            "policy/trained_tokens_share": tokens / max(1, self.num_response_tokens),
             "policy/grad_norm": sum(self.grad_norms) / len(self.grad_norms),
             "policy/skipped_updates": self.num_skipped,
-            "mismatch/mean": sums["mismatch"] / tokens,
-            "mismatch/max": sums["mismatch_max"],
+            **(_token_metrics(sums) if tokens else {}),
         }
+
+
+def _token_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    tokens = sums["tokens"]
+    return {
+        "policy/entropy": sums["entropy"] / tokens,
+        "policy/ratio_mean": sums["ratio"] / tokens,
+        "policy/ratio_max": sums["ratio_max"],
+        "policy/clip_fraction": sums["clipped"] / tokens,
+        "policy/kl": sums["kl"] / tokens,
+        "mismatch/mean": sums["mismatch"] / tokens,
+        "mismatch/max": sums["mismatch_max"],
+    }

@@ -1,7 +1,8 @@
 """The update: a batch of graded completions becomes optimiser steps.
 
 The gradient of an optimiser step does not depend on how its sequences are cut into micro-batches: one denominator is
-computed over all of them before the first backward pass, and every micro-batch adds its part of one sum.
+computed over all of them before the first backward pass, and every micro-batch adds its part of one sum. Sequences
+whose part is exactly 0 count in the denominator and do not go through the model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo.config import HardwareConfig, LossConfig, TrainConfig
+from grpo.config import HardwareConfig, LossConfig, Packing, TrainConfig
+from grpo.policy.attention import use_packed_attention
 from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.objective import TokenLogProbs, clipped_tokens, token_losses, token_weights
 from grpo.policy.optimizer import build_optimizer, learning_rate
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _TokenTargets:
-    """What the update compares with: per sequence of the batch, [T_i] nats each.
+    """What the update compares with: [T_i] nats per sequence that is trained on, nothing for the others.
 
     Attributes:
         old: log-probs before the update; None where the policy still is the one that sampled.
@@ -38,6 +40,18 @@ class _TokenTargets:
 
     old: list[Tensor] | None
     ref: list[Tensor] | None
+
+
+def _expected_grad(cfg: LossConfig, advantages: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    """[b, T] gradient of the loss with respect to log-probs that still are those that were sampled.
+
+    At a ratio of 1 the gradient of every objective is the same at all log-probs, so it is known before they are.
+    """
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    policy = zeros.clone().requires_grad_()
+    with torch.enable_grad():
+        losses = token_losses(cfg, TokenLogProbs(policy=policy, old=zeros, sampler=zeros, ref=None), advantages, mask)
+        return torch.autograd.grad(weighted_sum(losses, weights, mask), policy)[0]
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -74,36 +88,59 @@ class Policy:
             hardware: of the run config.
             forward: how log-probs are computed.
             max_tokens: the longest response, the constant of `constant_length`.
-            seed: of the order of sequences where a step has several optimiser steps.
+            seed: of the order of sequences where a step has several optimiser steps, and of random rounding.
             reference: frozen; needed where the loss has a KL penalty.
+
+        Raises:
+            ValueError: `hardware.packing` asks for what the model's attention cannot do.
         """
         self.model = model
-        self.optimizer = build_optimizer(model, train)
+        self.optimizer = build_optimizer(model, train, seed=seed)
         self._train, self._loss, self._hardware, self._forward = train, loss, hardware, forward
         self._max_tokens, self._seed, self._reference = max_tokens, seed, reference
         self._device = next(model.parameters()).device
+        if hardware.packing is not Packing.padded:
+            for packed in (model, reference):
+                if packed is not None:
+                    use_packed_attention(packed)
         if hardware.activation_checkpointing:
             _checkpoint_activations(model)
 
     def log_probs(self, batch: TrainBatch) -> list[Tensor]:
         """[T_i] log-probs of every response under the current weights, without gradient, on the CPU."""
-        return self._frozen_log_probs(self.model, batch)
+        return self._frozen_log_probs(self.model, batch, range(len(batch)))
 
-    def _frozen_log_probs(self, model: PreTrainedModel, batch: TrainBatch) -> list[Tensor]:
+    def _frozen_log_probs(self, model: PreTrainedModel, batch: TrainBatch, rows: Sequence[int]) -> list[Tensor]:
+        """[T_i] for each of these rows, [0] for the others."""
         results: list[Tensor] = [torch.empty(0)] * len(batch)
         with torch.no_grad():
-            for rows in self._micro_batches(batch, range(len(batch))):
-                micro_batch = collate(batch, rows, self._device)
-                log_probs, _ = response_log_probs(model, micro_batch, self._forward)
-                for row, values in zip(rows, log_probs.cpu(), strict=True):
+            for part in self._micro_batches(batch, rows):
+                log_probs, _ = response_log_probs(model, self._collate(batch, part), self._forward)
+                for row, values in zip(part, log_probs.cpu(), strict=True):
                     results[row] = values[: batch.response_length(row)].clone()
         return results
+
+    def _collate(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
+        return collate(batch, rows, self._device, self._hardware.packing)
 
     def _micro_batches(self, batch: TrainBatch, rows: Sequence[int]) -> list[list[int]]:
         parts = self._train.gradient_accumulation_steps
         if parts is not None:
-            parts = -(-parts * len(rows) // self._train.train_batch_size)
-        return micro_batch_rows(batch, rows, max_tokens=self._hardware.micro_batch_tokens, num_parts=parts)
+            parts = max(1, -(-parts * len(rows) // self._train.train_batch_size))
+        hardware = self._hardware
+        return micro_batch_rows(
+            batch, rows, max_tokens=hardware.micro_batch_tokens, num_parts=parts, packing=hardware.packing
+        )
+
+    def _trained(self, batch: TrainBatch, rows: Sequence[int]) -> list[int]:
+        """Those of the rows that can have a gradient.
+
+        Every objective, times its importance weight, is a multiple of the advantage: at 0 its loss and gradient are
+        exactly 0, unless a log-prob is not finite. A KL penalty is not, and then all rows are trained on.
+        """
+        if self._reference is not None:
+            return list(rows)
+        return [row for row in rows if float(batch.advantages[row]) != 0]
 
     def update(self, batch: TrainBatch, step: int) -> dict[str, float]:
         """Trains on a batch: `epochs_per_rollout_batch` times over it, `train_batch_size` sequences at a time.
@@ -119,9 +156,10 @@ class Policy:
         rate = learning_rate(self._train, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        trained = self._trained(batch, range(len(batch)))
         targets = _TokenTargets(
-            old=None if self._train.updates_per_step == 1 else self.log_probs(batch),
-            ref=None if self._reference is None else self._frozen_log_probs(self._reference, batch),
+            old=None if self._train.updates_per_step == 1 else self._frozen_log_probs(self.model, batch, trained),
+            ref=None if self._reference is None else self._frozen_log_probs(self._reference, batch, trained),
         )
         statistics = UpdateStatistics()
         parts = self._optimizer_batches(len(batch), step)
@@ -147,10 +185,14 @@ class Policy:
         lengths = torch.tensor([batch.response_length(row) for row in rows])
         weights = torch.zeros(len(batch))
         weights[list(rows)] = token_weights(self._loss, lengths, max_tokens=self._max_tokens)
+        statistics.num_response_tokens += int(lengths.sum())
+        trained = self._trained(batch, rows)
+        if not trained:  # the optimiser passes over what has no gradient, but its moments and decay go on at gradient 0
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         total = torch.zeros((), device=self._device)
-        for part in self._micro_batches(batch, rows):
-            micro_batch = collate(batch, part, self._device)
-            loss = self._micro_batch_loss(batch, micro_batch, weights, targets, statistics)
+        for part in self._micro_batches(batch, trained):
+            loss = self._micro_batch_loss(batch, self._collate(batch, part), weights, targets, statistics)
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._train.max_grad_norm)
@@ -172,15 +214,22 @@ class Policy:
     ) -> Tensor:
         """This micro-batch's part of the optimiser step's loss, a scalar."""
         rows, mask = list(micro_batch.rows), micro_batch.response_mask
-        policy, entropies = response_log_probs(self.model, micro_batch, self._forward)
+        advantages = batch.advantages[rows].to(self._device).unsqueeze(1)
+        row_weights = weights[rows].to(self._device)
+        on_policy = targets.old is None and targets.ref is None and self._loss.importance_cap is None
+        policy, entropies = response_log_probs(
+            self.model,
+            micro_batch,
+            self._forward,
+            expected_grad=_expected_grad(self._loss, advantages, row_weights, mask) if on_policy else None,
+        )
         log_probs = TokenLogProbs(
             policy=policy,
             old=policy.detach() if targets.old is None else micro_batch.pad(targets.old),
             sampler=micro_batch.pad(batch.sampler_log_probs),
             ref=None if targets.ref is None else micro_batch.pad(targets.ref),
         )
-        advantages = batch.advantages[rows].to(self._device).unsqueeze(1)
         losses = token_losses(self._loss, log_probs, advantages, mask)
-        loss = weighted_sum(losses, weights[rows].to(self._device), mask)
+        loss = weighted_sum(losses, row_weights, mask)
         statistics.add(log_probs, entropies, clipped_tokens(self._loss, log_probs, advantages, mask), loss, mask)
         return loss

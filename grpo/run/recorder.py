@@ -19,6 +19,8 @@ from grpo.run.files import write_atomic
 from grpo.run.metrics import JsonlLog, WandbSink, read_jsonl
 from grpo.run.plots import draw_curves
 
+_DRAW_SHARE = 0.02  # of a run's time, at most; one drawing takes a second or two
+
 
 class Recorder:
     """Writes what the loop hands over; a disk that is full costs lines, never the run."""
@@ -38,6 +40,7 @@ class Recorder:
         self._completions = JsonlLog(folder / "completions.jsonl")
         self._wandb = WandbSink(cfg.wandb, folder, project=cfg.wandb_project, config=config, say=console.say)
         self.seconds: dict[str, float] = {}
+        self._draw_from = 0.0  # on the clock of `time.perf_counter`
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -66,7 +69,7 @@ class Recorder:
             self.console.step(metrics, sample)
         self._wandb.log(metrics, step)
         every = self._cfg.plot_steps
-        if every and step % every == 0:
+        if every and step > 0 and step % every == 0 and time.perf_counter() >= self._draw_from:
             self.draw()
 
     def completions(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -93,8 +96,11 @@ class Recorder:
 
     def draw(self) -> None:
         """Draws curves.png again."""
+        start = time.perf_counter()
         with self._disk_may_be_full("curves.png"):
             draw_curves(self.read_metrics(), self.folder / "curves.png", self.folder.name)
+        end = time.perf_counter()
+        self._draw_from = end + (end - start) / _DRAW_SHARE
 
     def close(self) -> None:
         """Draws the last curves and sends what Weights & Biases still holds."""

@@ -5,6 +5,7 @@ Another engine is one entry of `ENGINES`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,14 +45,33 @@ class EngineKind:
 
 
 def torch_engine(
-    model: Any, tokenizer: Any, end_ids: Sequence[int], cache_tokens: int = 4096, dtype: torch.dtype = torch.float32
+    model: Any,
+    tokenizer: Any,
+    end_ids: Sequence[int],
+    cache_tokens: int = 4096,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> TorchEngine:
-    return TorchEngine(
-        model, tokenizer, end_ids=end_ids, dtype=dtype, device=torch.device("cpu"), cache_tokens=cache_tokens
-    )
+    """On the model's device, or with a copy of its weights on another."""
+    device = model.device if device is None else device
+    return TorchEngine(model, tokenizer, end_ids=end_ids, dtype=dtype, device=device, cache_tokens=cache_tokens)
+
+
+def gpu_device() -> torch.device | None:
+    """Where tests marked `gpu` run: the GPU, or the CPU where GRPO_GPU_TESTS_ON_CPU=1 asks to see them run."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("cpu") if os.environ.get("GRPO_GPU_TESTS_ON_CPU") == "1" else None
+
+
+def gpu_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_tokens: int = 4096) -> TorchEngine:
+    """With a copy of a model that is on the CPU, as that of a policy on another device has."""
+    return torch_engine(model, tokenizer, end_ids, cache_tokens, device=gpu_device())
 
 
 ENGINES = [pytest.param(EngineKind(torch_engine, tolerance=1e-5), id="torch")]
+if gpu_device() is not None:
+    ENGINES.append(pytest.param(EngineKind(gpu_engine, tolerance=1e-4), id="torch_gpu", marks=pytest.mark.gpu))
 
 _SIZES: Mapping[str, Any] = {
     "vocab_size": 320,

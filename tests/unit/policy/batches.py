@@ -12,7 +12,7 @@ from grpo.policy.update import Policy
 from grpo.rl.log_probs import TokenDistribution
 from grpo.types import TrainBatch
 
-VOCAB = 265
+VOCAB = 263
 MAX_TOKENS = 12
 
 
@@ -37,6 +37,35 @@ def ragged_batch(num=12, seed=0, advantages=None):
         sampler_log_probs=tuple(-5 + 0.3 * torch.randn(t, generator=generator) for t in lengths),
         advantages=torch.randn(num, generator=generator) if advantages is None else advantages,
     )
+
+
+def grouped_batch(num_groups=3, group_size=4, seed=0, advantages=None):
+    """Groups that share a prompt, their rows mixed up; the first two prompts differ in one token only."""
+    generator = torch.Generator().manual_seed(seed)
+    num = num_groups * group_size
+
+    def draw(low, high, size):
+        return torch.randint(low, high, size, generator=generator)
+
+    prompts = [draw(1, VOCAB, (length,)) for length in [7, 7, *draw(2, 9, (num_groups,)).tolist()][:num_groups]]
+    if num_groups > 1:
+        prompts[1] = torch.cat([prompts[0][:3], prompts[0][3:4] % (VOCAB - 1) + 1, prompts[0][4:]])
+    lengths = draw(1, MAX_TOKENS + 1, (num,)).tolist()
+    owners = [place % num_groups for place in range(num)]
+    return TrainBatch(
+        token_ids=tuple(
+            torch.cat([prompts[owner], draw(1, VOCAB, (length,))])
+            for owner, length in zip(owners, lengths, strict=True)
+        ),
+        prompt_lengths=tuple(len(prompts[owner]) for owner in owners),
+        sampler_log_probs=tuple(-5 + 0.3 * torch.randn(length, generator=generator) for length in lengths),
+        advantages=torch.randn(num, generator=generator) if advantages is None else advantages,
+    )
+
+
+def with_advantages(batch, advantages):
+    """The batch with other advantages."""
+    return TrainBatch(batch.token_ids, batch.prompt_lengths, batch.sampler_log_probs, advantages)
 
 
 def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, **train):

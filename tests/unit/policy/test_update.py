@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from grpo.config import LossConfig, LrSchedule, TrainConfig, compose_run_config
+from grpo.config import LossConfig, LrSchedule, Packing, TrainConfig, compose_run_config
 from grpo.policy.optimizer import learning_rate
+from grpo.rl.chunked_head import chunked_log_probs
 from grpo.types import TrainBatch
-from tests.unit.policy.batches import make_policy, ragged_batch, tiny_model
+from tests.unit.policy.batches import VOCAB, make_policy, ragged_batch, tiny_model, with_advantages
 
 
 def weights(model):
@@ -41,7 +42,7 @@ def test_on_policy_step_reports_ratio_one_and_no_mismatch():
     assert metrics["policy/ratio_mean"] == 1.0
     assert metrics["policy/clip_fraction"] == 0.0
     assert metrics["mismatch/max"] < 1e-5
-    assert 0 < metrics["policy/entropy"] <= math.log(265)
+    assert 0 < metrics["policy/entropy"] <= math.log(VOCAB)
 
 
 def test_several_optimiser_steps_move_the_ratio_and_clip():
@@ -108,6 +109,75 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
     after = weights(policy.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert policy.update(batch, 3)["policy/skipped_updates"] == 0
+
+
+def test_means_are_over_trained_tokens_and_absent_where_there_are_none():
+    policy = make_policy(tiny_model())
+    batch = ragged_batch()
+    advantages = torch.tensor([1.0, -1.0, *[0.0] * 10])
+    some = policy.update(with_advantages(batch, advantages), 1)
+    other = make_policy(tiny_model(), rollout_batch_size=2, train_batch_size=2, group_size=2)
+    alone = other.update(batch.select([0, 1]), 1)
+    for key in ("policy/entropy", "policy/ratio_mean", "mismatch/mean", "mismatch/max"):
+        assert some[key] == pytest.approx(alone[key], rel=1e-5)
+    lengths = [batch.response_length(row) for row in range(12)]
+    assert some["policy/trained_tokens_share"] == pytest.approx(sum(lengths[:2]) / sum(lengths))
+    none = policy.update(with_advantages(batch, torch.zeros(12)), 2)
+    assert set(some) - set(none) == {
+        "policy/entropy",
+        "policy/ratio_mean",
+        "policy/ratio_max",
+        "policy/clip_fraction",
+        "policy/kl",
+        "mismatch/mean",
+        "mismatch/max",
+    }
+    assert (none["policy/loss"], none["policy/grad_norm"], none["policy/trained_tokens_share"]) == (0, 0, 0)
+
+
+@pytest.fixture
+def head_calls(monkeypatch):
+    """What the head was told to expect, and the gradient that then came, per call."""
+    calls = []
+
+    def spy(*args, expected_grad=None, **kwargs):
+        log_probs, entropies = chunked_log_probs(*args, expected_grad=expected_grad, **kwargs)
+        if log_probs.requires_grad:
+            call = {"expected": expected_grad}
+            calls.append(call)
+            log_probs.register_hook(lambda grad: call.update(came=grad))
+        return log_probs, entropies
+
+    monkeypatch.setattr("grpo.policy.forward.chunked_log_probs", spy)
+    return calls
+
+
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("loss", ["no_baseline", "grpo_clip", "dr_grpo", "dapo", "gspo", "cispo", "rloo"])
+def test_the_head_is_told_exactly_the_gradient_that_comes(loss, packing, head_calls):
+    loss = compose_run_config([f"loss={loss}"]).loss
+    hardware = {"packing": packing, "micro_batch_tokens": 60}
+    make_policy(tiny_model(), loss=loss, hardware=hardware).update(ragged_batch(), 1)
+    assert len(head_calls) > 1
+    for call in head_calls:
+        assert call["came"].any()
+        assert torch.equal(call["expected"], call["came"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "train"),
+    [
+        (["loss.importance_cap=2.0"], {}),
+        (["loss.kl_estimator=k3", "loss.kl_coef=0.1"], {}),
+        ([], {"epochs_per_rollout_batch": 2}),
+    ],
+)
+def test_the_head_is_told_nothing_where_the_gradient_is_not_known(overrides, train, head_calls):
+    loss = compose_run_config(["loss=grpo_clip", *overrides]).loss
+    reference = tiny_model(seed=5).requires_grad_(False) if loss.kl_coef else None
+    make_policy(tiny_model(), loss=loss, reference=reference, **train).update(ragged_batch(), 1)
+    assert head_calls
+    assert all(call["expected"] is None for call in head_calls)
 
 
 def test_gradients_are_clipped_to_the_norm():

@@ -11,19 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from grpo.rl.log_probs import TokenDistribution, chunked_log_probs, entropy, sampled_log_probs
+from grpo.rl.chunked_head import chunked_log_probs
+from grpo.rl.log_probs import TokenDistribution, entropy, sampled_log_probs
+from tests.unit.rl.heads import DISTRIBUTIONS, NUM_TOKENS, incoming, inputs
 
 INF = float("inf")
 PROBS = [0.5, 0.3, 0.15, 0.05]
-NUM_TOKENS, HIDDEN, VOCABULARY = 13, 6, 29
-DISTRIBUTIONS = {
-    "plain": TokenDistribution(),
-    "temperature": TokenDistribution(temperature=0.6),
-    "top_k": TokenDistribution(top_k=4),
-    "top_p": TokenDistribution(top_p=0.6),
-    "banned": TokenDistribution(banned_ids=(0, 3, 7)),
-    "everything": TokenDistribution(temperature=1.3, top_k=9, top_p=0.8, banned_ids=(0, 3, 7)),
-}
 every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 
 
@@ -101,20 +94,6 @@ def test_the_input_is_left_alone() -> None:
 
 
 # --- In chunks ------------------------------------------------------------------------------------------------------
-
-
-def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states, head, targets (none of them banned), and where `banned` holds."""
-    generator = torch.Generator().manual_seed(0)
-    hidden = (0.5 * torch.randn(NUM_TOKENS, HIDDEN, generator=generator)).to(dtype).requires_grad_()
-    weight = torch.randn(VOCABULARY, HIDDEN, generator=generator).to(dtype).requires_grad_()
-    targets = torch.randint(8, VOCABULARY, (NUM_TOKENS,), generator=generator)
-    return hidden, weight, targets, torch.arange(NUM_TOKENS) % 3 == 0
-
-
-def incoming() -> Tensor:
-    """[N] gradients of the log-probs, all different, some negative."""
-    return torch.linspace(-1, 2, NUM_TOKENS)
 
 
 @every_distribution
