@@ -7,9 +7,14 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+_GRADER_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
+# What decides how fast matrix products are, by the names that Linux has for it.
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,9 @@ def show(console: Console, section: Section) -> None:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-def markdown(title: str, command: str, sections: Sequence[Section]) -> str:
-    """A page: title, the command that makes it, the machine, and the tables."""
-    lines = [f"# {title}", "", f"`{command}`", "", machine()]
+def markdown(title: str, command: str, sections: Sequence[Section], packages: Sequence[str] = _GRADER_PACKAGES) -> str:
+    """A page: title, the command that makes it, the machine with the versions of these packages, and the tables."""
+    lines = [f"# {title}", "", f"`{command}`", "", machine(packages)]
     for section in sections:
         lines += ["", f"## {section.title}", "", _line(section.header), _line(["---"] * len(section.header))]
         lines += [_line(row) for row in section.rows]
@@ -47,11 +52,24 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def machine() -> str:
-    """What it ran on."""
+def machine(packages: Sequence[str] = _GRADER_PACKAGES) -> str:
+    """What it ran on, with the versions of these packages."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ", ".join(f"{name} {version(name)}" for name in ("math-verify", "latex2sympy2_extended", "sympy"))
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return (
-        f"Machine: {os.cpu_count()} cores, {platform.machine()}, {memory:.0f} GiB; {platform.system()}, "
-        f"Python {platform.python_version()}, {packages}."
+        f"Machine: {os.cpu_count()} cores, {processor()}, {memory:.0f} GiB; {platform.system()}, "
+        f"Python {platform.python_version()}, {versions}."
     )
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Architecture, and where the system says them the model and those of `_INSTRUCTION_SETS` that it has."""
+    if not cpuinfo.is_file():
+        return platform.machine()
+    # The same for every core; the first one's lines are enough.
+    lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").partition("\n\n")[0].splitlines()]
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    flags = fields.get("flags", "").split()
+    known = [name for name in _INSTRUCTION_SETS if name in flags]
+    model = f" {fields['model name']}" if "model name" in fields else ""
+    return f"{platform.machine()}{model}" + (f" ({', '.join(known)})" if known else "")
