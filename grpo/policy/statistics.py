@@ -48,6 +48,15 @@ class UpdateStatistics:
         for name, value in zip(_MAXIMA, (ratio, mismatch), strict=True):
             self.sums[name] = torch.maximum(self.sums.get(name, value.max()), value.max())
 
+    def merge(self, other: UpdateStatistics) -> None:
+        """Counts in what another has seen of the same optimiser steps."""
+        for name in _SUMS:
+            if name in other.sums:
+                self._accumulate(name, other.sums[name])
+        for name in _MAXIMA:
+            if name in other.sums:
+                self.sums[name] = torch.maximum(self.sums.get(name, other.sums[name]), other.sums[name])
+
     def _accumulate(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 

@@ -21,12 +21,15 @@ from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.objective import TokenLogProbs, clipped_tokens, token_losses, token_weights
 from grpo.policy.optimizer import build_optimizer, learning_rate
 from grpo.policy.packing import MicroBatch, collate, micro_batch_rows
+from grpo.policy.replicas import Replicas, deal, num_replicas
 from grpo.policy.statistics import UpdateStatistics
 from grpo.rl.aggregation import weighted_sum
 from grpo.types import TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_FAIR = 1.05  # the most work of a replica, over the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Policy:
                     use_packed_attention(packed)
         if hardware.activation_checkpointing:
             _checkpoint_activations(model)
+        self._replicas = Replicas(model, num_replicas(model))
 
     def log_probs(self, batch: TrainBatch) -> list[Tensor]:
         """[T_i] log-probs of every response under the current weights, without gradient, on the CPU."""
@@ -114,7 +118,7 @@ class Policy:
         """[T_i] for each of these rows, [0] for the others."""
         results: list[Tensor] = [torch.empty(0)] * len(batch)
         with torch.no_grad():
-            for part in self._micro_batches(batch, rows):
+            for part in self._micro_batches(batch, rows, self._hardware.micro_batch_tokens):
                 log_probs, _ = response_log_probs(model, self._collate(batch, part), self._forward)
                 for row, values in zip(part, log_probs.cpu(), strict=True):
                     results[row] = values[: batch.response_length(row)].clone()
@@ -123,14 +127,32 @@ class Policy:
     def _collate(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
         return collate(batch, rows, self._device, self._hardware.packing)
 
-    def _micro_batches(self, batch: TrainBatch, rows: Sequence[int]) -> list[list[int]]:
+    def _micro_batches(self, batch: TrainBatch, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
         parts = self._train.gradient_accumulation_steps
         if parts is not None:
             parts = max(1, -(-parts * len(rows) // self._train.train_batch_size))
-        hardware = self._hardware
-        return micro_batch_rows(
-            batch, rows, max_tokens=hardware.micro_batch_tokens, num_parts=parts, packing=hardware.packing
-        )
+        return micro_batch_rows(batch, rows, max_tokens=max_tokens, num_parts=parts, packing=self._hardware.packing)
+
+    def _shares(self, batch: TrainBatch, rows: Sequence[int]) -> list[list[Sequence[int]]]:
+        """Micro-batches of every replica, which together hold as many tokens as one model's would.
+
+        Tries smaller ones until no replica has to wait long for another.
+        """
+        num = len(self._replicas)
+        if num == 1:
+            return [[*self._micro_batches(batch, rows, self._hardware.micro_batch_tokens)]]
+        longest, shares = math.inf, []
+        num_tokens = sum(len(batch.token_ids[row]) for row in rows)
+        most = min(self._hardware.micro_batch_tokens, num_tokens) // num
+        for eighths in (8, 7, 6, 5, 4):
+            parts = self._micro_batches(batch, rows, most * eighths // 8)
+            loads = [sum(len(batch.token_ids[row]) for row in part) for part in parts]
+            dealt, load = deal(parts, loads, num)
+            if load < longest:
+                longest, shares = load, dealt
+            if num * longest <= _FAIR * num_tokens:
+                break
+        return shares
 
     def _trained(self, batch: TrainBatch, rows: Sequence[int]) -> list[int]:
         """Those of the rows that can have a gradient.
@@ -190,14 +212,20 @@ class Policy:
         if not trained:  # the optimiser passes over what has no gradient, but its moments and decay go on at gradient 0
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        total = torch.zeros((), device=self._device)
-        for part in self._micro_batches(batch, trained):
-            loss = self._micro_batch_loss(batch, self._collate(batch, part), weights, targets, statistics)
-            loss.backward()
-            total += loss.detach()
+
+        def backward(model: PreTrainedModel, parts: Sequence[Sequence[int]]) -> UpdateStatistics:
+            seen = UpdateStatistics()
+            for part in parts:
+                self._micro_batch_loss(model, batch, self._collate(batch, part), weights, targets, seen).backward()
+            return seen
+
+        results = self._replicas.run(backward, self._shares(batch, trained))
+        for seen in results:
+            statistics.merge(seen)
+        total = sum(float(seen.sums.get("loss", 0.0)) for seen in results)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._train.max_grad_norm)
         grad_norm = float(norm)
-        if math.isfinite(grad_norm) and math.isfinite(float(total)):
+        if math.isfinite(grad_norm) and math.isfinite(total):
             self.optimizer.step()
         else:
             statistics.num_skipped += 1
@@ -206,6 +234,7 @@ class Policy:
 
     def _micro_batch_loss(
         self,
+        model: PreTrainedModel,
         batch: TrainBatch,
         micro_batch: MicroBatch,
         weights: Tensor,
@@ -218,7 +247,7 @@ class Policy:
         row_weights = weights[rows].to(self._device)
         on_policy = targets.old is None and targets.ref is None and self._loss.importance_cap is None
         policy, entropies = response_log_probs(
-            self.model,
+            model,
             micro_batch,
             self._forward,
             expected_grad=_expected_grad(self._loss, advantages, row_weights, mask) if on_policy else None,

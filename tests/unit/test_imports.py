@@ -51,7 +51,9 @@ def test_imports_point_one_way(path: Path) -> None:
         assert others <= {"types"}
         assert {name.split(".")[0] for name in imported(path)} <= {"grpo", "torch", *sys.stdlib_module_names}
     elif own in PACKAGES:
-        assert others <= BELOW | {"rl"}
+        assert others <= BELOW | {"rl", "parallel"}
+    elif own == "parallel":
+        assert not others
     elif own in BELOW:
         assert others <= BELOW
     elif own == "loop":

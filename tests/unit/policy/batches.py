@@ -7,6 +7,7 @@ import torch
 from grpo.config import BuildConfig, HardwareConfig, LossConfig, TrainConfig
 from grpo.policy.forward import ForwardSettings
 from grpo.policy.load import build_model
+from grpo.policy.replicas import Replicas
 from grpo.policy.small_tokenizer import build_small_tokenizer
 from grpo.policy.update import Policy
 from grpo.rl.log_probs import TokenDistribution
@@ -68,12 +69,12 @@ def with_advantages(batch, advantages):
     return TrainBatch(batch.token_ids, batch.prompt_lengths, batch.sampler_log_probs, advantages)
 
 
-def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, **train):
+def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, replicas=1, **train):
     """A policy whose every knob is named by the test."""
     train = {"rollout_batch_size": 12, "train_batch_size": 12, "group_size": 4, "max_grad_norm": 1e9, **train}
     hardware = {"name": "cpu", "policy_device": "cpu", "engine_device": "cpu", **(hardware or {})}
     hardware = HardwareConfig(**hardware)
-    return Policy(
+    policy = Policy(
         model,
         train=TrainConfig(**train),
         loss=loss or LossConfig(name="reinforce_with_baseline"),
@@ -83,6 +84,8 @@ def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, **tr
         seed=seed,
         reference=reference,
     )
+    policy._replicas = Replicas(model, replicas)  # not as many as this machine has cores
+    return policy
 
 
 def gradients_of_update(policy, batch, step=1):

@@ -143,7 +143,7 @@ def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_others(monkeypatch
     with pytest.raises(RuntimeError, match="no more memory"):
         completions(2)
     assert torch.get_num_threads() == 2
-    assert not [one for one in threading.enumerate() if one.name.startswith("rollout")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("grpo")]
 
 
 def test_a_caller_that_fails_ends_the_workers_at_their_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,5 +163,5 @@ def test_a_caller_that_fails_ends_the_workers_at_their_next_step(monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         engine.generate(PROMPTS, keys_of(16, 8), Sampling(max_tokens=4000 // 40), refuse)
     assert len(steps) < 150  # of at least 2 x 100
-    assert not [one for one in threading.enumerate() if one.name.startswith("rollout")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("grpo")]
     assert torch.get_num_threads() == 2
