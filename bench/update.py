@@ -48,6 +48,7 @@ PACKINGS: dict[str, dict[str, Any]] = {
 MASTERS: dict[str, dict[str, Any]] = {
     "float32 masters, AdamW": {"dtype": "float32"},
     "bfloat16 masters, AdamW": {"dtype": "bfloat16"},
+    "bfloat16 masters, AdamW with 8-bit states": {"dtype": "bfloat16", "optimizer": "adamw_8bit"},
 }
 
 

@@ -21,7 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.rollout_cases import SEED, TINY, Size, build_model
-from grpo.config import AggregationName, HardwareConfig, LossConfig, ObjectiveName, Packing, TrainConfig
+from grpo.config import AggregationName, HardwareConfig, LossConfig, ObjectiveName, OptimizerName, Packing, TrainConfig
 from grpo.policy.forward import ForwardSettings
 from grpo.policy.optimizer import build_optimizer
 from grpo.policy.update import Policy
@@ -45,6 +45,7 @@ class Job:
         group_size: completions that share a prompt.
         hardware: of `grpo.config.HardwareConfig`, beyond its defaults.
         dtype: of the master weights.
+        optimizer: of `grpo.config.OptimizerName`.
         num_steps: measured ones; the fastest counts.
         gradients: file for the first step's gradients, or None.
     """
@@ -57,6 +58,7 @@ class Job:
     group_size: int = 1
     hardware: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    optimizer: str = "adamw"
     num_steps: int = 1
     gradients: str | None = None
 
@@ -136,6 +138,7 @@ def train_config(job: Job) -> TrainConfig:
     """One optimiser step, nothing clipped, nothing decayed."""
     rows = len(job.response_tokens)
     return TrainConfig(
+        optimizer=OptimizerName(job.optimizer),
         learning_rate=_LEARNING_RATE,
         rollout_batch_size=rows,
         train_batch_size=rows,
