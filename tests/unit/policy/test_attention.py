@@ -10,6 +10,7 @@ from grpo.config import Packing
 from grpo.policy.attention import packed_arguments, use_packed_attention
 from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.packing import collate
+from grpo.policy.update import _checkpoint_activations
 from grpo.rl.log_probs import TokenDistribution
 from tests.unit.policy.batches import gradients_of_update, grouped_batch, make_policy, tiny_model
 
@@ -39,8 +40,7 @@ def log_probs_and_gradients(model, packing, *, compute_dtype=torch.float32, chec
     if packing is not Packing.padded:
         use_packed_attention(model)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.train()
+        _checkpoint_activations(model)
     batch = grouped_batch()
     order = [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]  # group by group, as micro_batch_rows gives them
     micro_batch = collate(batch, order, CPU, packing)
