@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grpo.rl.log_probs import TokenDistribution
-from grpo.rollout.sampling import sample_tokens, uniforms
+from grpo.rollout.sampling import _invert, sample_tokens, uniforms
 from grpo.types import SampleKey
 
 PLAIN = TokenDistribution()
@@ -106,6 +106,16 @@ def test_the_only_token_that_can_be_drawn_is_drawn_wherever_it_stands(place: int
     logits[0, place] = 3.0
     tokens, log_probs = sample_tokens(logits, torch.tensor([number]), PLAIN, None)
     assert (tokens.item(), log_probs.item()) == (place, 0.0)
+
+
+@pytest.mark.parametrize("place", range(0, 256, 15))
+def test_a_blocks_rounded_sum_leads_to_no_token_behind_it(place: int) -> None:
+    # Each small share is 0.915 of half a unit in the last place of 1: in float32 some are rounded up to a whole unit as
+    # they are added, so that the block's sum is above that of its shares, and a number may lie between the two.
+    probs = torch.zeros(1, 512)
+    probs[0, :256] = 0.915 * 2**-24
+    probs[0, place] = 1.0
+    assert _invert(probs, torch.tensor([LARGEST])).item() < 256
 
 
 def test_large_vocabularies_keep_to_tokens_that_can_be_drawn() -> None:
