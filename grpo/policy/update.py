@@ -150,8 +150,8 @@ class Policy:
             dealt, load = deal(parts, loads, num)
             if load < longest:
                 longest, shares = load, dealt
-            if num * longest <= _FAIR * num_tokens:
-                break
+            if num * longest <= _FAIR * num_tokens or self._train.gradient_accumulation_steps is not None:
+                break  # fair, or a number of parts that no budget changes
         return shares
 
     def _trained(self, batch: TrainBatch, rows: Sequence[int]) -> list[int]:
