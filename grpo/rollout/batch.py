@@ -24,6 +24,7 @@ from grpo.rollout.stopping import StopRules
 from grpo.types import SampleKey, Sampling
 
 _PREFILL_TOKENS = 16384  # that go through the layers at once: the widest activation is 19 KB a token for 1.5B in bf16
+_CPU_PREFILL_TOKENS = 1024  # enough for full speed there, and fewer prompts are padded to the longest of them
 _CHECK_EVERY = 8  # steps between looks at which rows have ended, where a look waits for the device
 _CPU_CHECK_EVERY = 1
 _REFILL_SHARE = 16  # places are filled once a sixteenth of them is free: running one prompt alone costs a whole pass
@@ -275,11 +276,15 @@ class _Queue:
         valid = None if bool((places >= 0).all()) else (places >= 0).to(device)
         cos, sin = self._decoder.rotary_table(width)
         cache = self._decoder.new_cache(len(prompts), width, valid)
-        size = max(1, _PREFILL_TOKENS // width)
+        size = max(1, (_CPU_PREFILL_TOKENS if device.type == "cpu" else _PREFILL_TOKENS) // width)
         hidden: list[Tensor] = []
         for part in (slice(start, start + size) for start in range(0, len(prompts), size)):
-            at = places[part].clamp_min(0).to(device)
-            hidden.append(self._decoder.forward(tokens[part].to(device), (cos[at], sin[at]), cache.rows(part), 0))
+            first = width - int(lengths[part].max())
+            for layer in (*cache.keys, *cache.values):
+                layer[part, :, :first] = 0  # what a mask hides must still be finite
+            at = places[part, first:].clamp_min(0).to(device)
+            ids = tokens[part, first:].to(device)
+            hidden.append(self._decoder.forward(ids, (cos[at], sin[at]), cache.rows(part), first, first))
         return _Prefilled(
             rows={number: row for row, number in enumerate(numbers)},
             lengths=dict(zip(numbers, lengths.tolist(), strict=True)),

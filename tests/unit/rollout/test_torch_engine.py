@@ -15,7 +15,7 @@ from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.packing import collate
 from grpo.rl.log_probs import TokenDistribution
 from grpo.rollout import batch
-from grpo.rollout.decoder import Decoder, check_supported
+from grpo.rollout.decoder import Decoder, KeyValueCache, check_supported
 from grpo.types import Completion, Sampling
 from tests.contract.engines import FAMILIES, keys_of, merged_tokenizer, tiny_model, torch_engine, train_batch
 
@@ -181,17 +181,34 @@ def test_a_sample_does_not_go_on_with_the_stop_string_of_the_one_before_it() -> 
     assert rows.states[0].tolist() == [0, 2]  # the second row is still free
 
 
-def test_prompts_go_through_the_layers_in_parts(
+def test_prompts_go_through_the_layers_in_parts_as_wide_as_their_longest(
     monkeypatch: pytest.MonkeyPatch, forward_shapes: list[tuple[int, int]]
 ) -> None:
     engine, sampling = torch_engine(tiny_model(), TOKENIZER, ()), Sampling(max_tokens=8)
     whole = engine.generate(PROMPTS, keys_of(4, 2), sampling)
     forward_shapes.clear()
-    monkeypatch.setattr(batch, "_PREFILL_TOKENS", 110)  # two prompts of 50 tokens, padding included
+    monkeypatch.setattr(batch, "_CPU_PREFILL_TOKENS", 110)  # two prompts of 50 tokens
     parts = engine.generate(PROMPTS, keys_of(4, 2), sampling)
-    assert forward_shapes[:3] == [(2, 50), (2, 50), (8, 1)]
+    assert forward_shapes[:3] == [(2, 50), (2, 4), (8, 1)]
     for first, second in zip(whole, parts, strict=True):
         assert [completion.token_ids for completion in first] == [completion.token_ids for completion in second]
+
+
+@pytest.mark.parametrize("cache_tokens", [200, 2000])
+def test_memory_that_nobody_wrote_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, cache_tokens: int) -> None:
+    new_cache = Decoder.new_cache
+
+    def soiled(*args: Any) -> KeyValueCache:
+        cache = new_cache(*args)
+        for layer in (*cache.keys, *cache.values):
+            layer.fill_(torch.nan)
+        return cache
+
+    monkeypatch.setattr(Decoder, "new_cache", soiled)
+    monkeypatch.setattr(batch, "_CPU_PREFILL_TOKENS", 110)
+    engine = torch_engine(tiny_model(), TOKENIZER, (0, 50), cache_tokens=cache_tokens)
+    for group in engine.generate(PROMPTS, keys_of(4, 3), Sampling(max_tokens=8)):
+        assert all(score == score for completion in group for score in completion.sampler_log_probs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
