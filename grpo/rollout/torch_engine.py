@@ -17,7 +17,7 @@ from grpo.rollout.batch import Batch, Ended, Request
 from grpo.rollout.decoder import Decoder
 from grpo.rollout.stopping import StopRules, cut_after_stop
 from grpo.rollout.vocabulary import token_bytes
-from grpo.rollout.workers import num_workers, run_parts, split
+from grpo.rollout.workers import num_workers, run_parts, split, suits_one_core
 from grpo.types import Completion, FinishReason, SampleKey, Sampling
 
 if TYPE_CHECKING:
@@ -88,14 +88,16 @@ class TorchEngine:
             Request(first, prompt, group) for (first, _), prompt, group in zip(spans, prompts, keys, strict=True)
         ]
         completions: dict[int, Completion] = {}
-        parts = split(requests, num_workers(self._decoder, sum(map(len, keys))))
+        num_samples = sum(map(len, keys))
+        parts = split(requests, num_workers(self._decoder, num_samples))
+        share_cores = not suits_one_core(self._decoder, num_samples)
         rules = self._stop_rules(sampling.stop)
 
         def build(cancelled: Event) -> Batch:
             room = self._cache_tokens // len(parts)
             return Batch(self._decoder, rules, sampling, self._end_ids, room, cancelled)
 
-        for ended in run_parts(parts, build) if parts else ():
+        for ended in run_parts(parts, build, share_cores=share_cores) if parts else ():
             for place, completion in zip(ended.places, self._completions(ended, sampling), strict=True):
                 completions[place] = completion
                 if on_completion is not None:

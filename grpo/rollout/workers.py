@@ -1,8 +1,8 @@
 """Several batches at once on a CPU, one a core.
 
 On two cores and 0.83M parameters this is 1.5 times as fast as two threads an operation, at 53M 1.1 times; why is said
-in `grpo.parallel`. Every worker reads all weights, which large models on many cores would pay for with memory
-bandwidth: those keep their threads together.
+in `grpo.parallel`. A small batch of a small model is up to twice as fast on one core as on two. Every worker reads all
+weights, which large models on many cores would pay for with memory bandwidth: those keep their threads together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from grpo.rollout.decoder import Decoder
 
 _MIN_SAMPLES = 16  # of a worker: below, a step takes as long with fewer rows
 _MAX_WEIGHT_BYTES = 2 * 2**30  # that all workers read in a step
+_ONE_CORE_PRODUCTS = 2e7  # multiplications of a step; below, threads wait for one another longer than they compute
 
 
 def num_workers(decoder: Decoder, num_samples: int) -> int:
@@ -27,6 +28,12 @@ def num_workers(decoder: Decoder, num_samples: int) -> int:
         return 1
     affordable = _MAX_WEIGHT_BYTES // decoder.weight_bytes
     return max(1, min(torch.get_num_threads(), num_samples // _MIN_SAMPLES, affordable))
+
+
+def suits_one_core(decoder: Decoder, num_samples: int) -> bool:
+    """Whether a single batch is faster on one core than on all."""
+    num_weights = decoder.weight_bytes / decoder.dtype.itemsize
+    return decoder.device.type == "cpu" and num_samples * num_weights < _ONE_CORE_PRODUCTS
 
 
 def split(requests: Sequence[Request], num_parts: int) -> list[list[Request]]:
@@ -50,15 +57,18 @@ def split(requests: Sequence[Request], num_parts: int) -> list[list[Request]]:
     return [part for part in parts if part]
 
 
-def run_parts(parts: Sequence[Sequence[Request]], build: Callable[[Event], Batch]) -> Iterator[Ended]:
+def run_parts(
+    parts: Sequence[Sequence[Request]], build: Callable[[Event], Batch], *, share_cores: bool
+) -> Iterator[Ended]:
     """Runs every part in a batch of its own, and hands out rows as they end.
 
     Args:
         parts: of `split`.
         build: makes a batch, which leaves off once the event is set.
+        share_cores: whether a batch that is alone has all cores.
     """
     cancelled = Event()
-    if len(parts) == 1:
+    if len(parts) == 1 and share_cores:
         yield from build(cancelled).run(parts[0])
         return
     results: SimpleQueue[Ended | None] = SimpleQueue()

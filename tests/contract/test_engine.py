@@ -159,7 +159,8 @@ def test_a_completion_depends_on_its_key_and_prompt_alone(
             assert completion.token_ids == expected[key].token_ids
             assert completion.text == expected[key].text
             assert completion.finish_reason is expected[key].finish_reason
-            assert largest_difference(completion.sampler_log_probs, expected[key].sampler_log_probs) < kind.tolerance
+            difference = largest_difference(completion.sampler_log_probs, expected[key].sampler_log_probs)
+            assert difference < 2 * kind.tolerance  # both may be that far from the trainer's
 
 
 def test_a_longer_limit_only_adds_tokens(make_engine: MakeEngine) -> None:

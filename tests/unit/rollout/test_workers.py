@@ -69,7 +69,7 @@ def test_completions_are_the_same_for_any_number_of_workers(
         assert other.sampler_log_probs == pytest.approx(one.sampler_log_probs, abs=1e-5)
     names = [name for name, _ in batch_threads]
     assert len(names) == 1 + num_threads
-    assert len(set(names)) == 1 + num_threads
+    assert len(set(names[1:])) == num_threads
     assert all(count == 1 for _, count in batch_threads)  # the first ran with one thread anyway
 
 
@@ -98,6 +98,25 @@ def test_few_samples_and_large_models_keep_their_threads_together(monkeypatch: p
     assert num_workers(decoder, 1000) == 2
     monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", decoder.weight_bytes - 1)
     assert num_workers(decoder, 1000) == 1
+
+
+def test_a_small_batch_of_a_small_model_runs_on_one_core(
+    monkeypatch: pytest.MonkeyPatch, batch_threads: list[tuple[str, int]]
+) -> None:
+    few = completions(2, group_size=1)
+    assert [count for _, count in batch_threads] == [1]
+    assert torch.get_num_threads() == 2
+    monkeypatch.setattr(workers, "_ONE_CORE_PRODUCTS", 0)
+    assert [one.token_ids for one in completions(2, group_size=1)] == [one.token_ids for one in few]
+    assert batch_threads[1:] == [(threading.current_thread().name, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_small_is_a_number_of_multiplications(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    decoder = Decoder(tiny_model(), dtype=dtype, device=torch.device("cpu"))
+    num_weights = decoder.weight_bytes // dtype.itemsize
+    monkeypatch.setattr(workers, "_ONE_CORE_PRODUCTS", 5 * num_weights)
+    assert [workers.suits_one_core(decoder, samples) for samples in (1, 4, 5)] == [True, True, False]
 
 
 def test_weight_bytes_are_those_of_the_matrices() -> None:
