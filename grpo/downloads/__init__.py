@@ -1,0 +1,1 @@
+"""What `python -m grpo.download` does: problems and models from the Hub, whole and checked."""
