@@ -22,11 +22,15 @@ _COULD_NOT_OVERRIDE = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 
 @contextmanager
-def user_errors(status: int = 1) -> Iterator[None]:
+def user_errors(status: int = 1, command: str = "train") -> Iterator[None]:
     """Turns errors that a user can cause into a sentence on standard error and an exit status.
 
     Ctrl-C ends the program with a line and status 130. GRPO_FULL_ERROR=1 in the environment lets errors through with
     their traceback.
+
+    Args:
+        status: of the program that ends so.
+        command: whose config it is, for the sentence on a setting that does not exist.
     """
     try:
         yield
@@ -38,7 +42,7 @@ def user_errors(status: int = 1) -> Iterator[None]:
         if os.environ.get("GRPO_FULL_ERROR") == "1":
             raise
         sys.stdout.flush()
-        print(f"grpo: {sentence(error)}", file=sys.stderr)
+        print(f"grpo: {sentence(error, command)}", file=sys.stderr)
         raise SystemExit(status) from None
 
 
@@ -62,7 +66,7 @@ def late_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: Exception, command: str = "train") -> str:
     """The error's own words, in one line, with the near names where a name is unknown."""
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
@@ -75,14 +79,17 @@ def sentence(error: Exception) -> str:
             f"{error.override} is no override ({' '.join(error.message.splitlines()[:1])}); write key=value, in quotes"
         )
     if match := _COULD_NOT_OVERRIDE.search(str(error)):
-        return _unknown_key(match["key"])
+        return _unknown_key(match["key"], command)
     cause = error.__cause__
     if (match := _WRONG_TYPE.fullmatch(str(error))) and cause is not None:
         reason = str(cause).splitlines()[0]
-        return f"{match['override']} does not fit ({reason}); `python -m grpo.train --cfg job` prints values that do"
+        return (
+            f"{match['override']} does not fit ({reason}); `python -m grpo.{command} --cfg job` prints values that do"
+        )
     words = str(cause) if isinstance(error, HydraException) and cause is not None else str(error)
     lines = [line.strip() for line in words.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("reference_type=", "object_type="))]
+    kept = [line for line in lines if not line.startswith(("reference_type=", "object_type=", "full_key: hydra."))]
+    kept = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in kept]
     prefix = f"{error}: " if words is not str(error) and isinstance(error, HydraException) else ""
     return f"{' '.join(prefix.split())} {', '.join(kept)}".strip()
 
@@ -92,16 +99,21 @@ def _unknown_option(error: MissingConfigException) -> str:
     missing = str(error.missing_cfg_file)
     group, _, name = missing.rpartition("/")
     options = sorted(error.options or ())
+    if missing == "hydra/sweeper/optuna":
+        return (
+            "sweep=optuna needs hydra-optuna-sweeper, which is not installed; pip install -e '.[optuna]', or use "
+            "another sweep"
+        )
     if not group or not options:
         return " ".join(str(error).split("\n", 1)[0].split())
     return f"{group}={name} is no option of {group}{_near(name, options)}; use one of {', '.join(options)}"
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, command: str) -> str:
     from grpo.config import known_keys
 
-    keys = known_keys()
-    return f"{key} is no setting{_near(key, keys)}; `python -m grpo.train --cfg job` prints them all"
+    keys = known_keys(command)
+    return f"{key} is no setting{_near(key, keys)}; `python -m grpo.{command} --cfg job` prints them all"
 
 
 def _near(name: str, names: list[str]) -> str:
