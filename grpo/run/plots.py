@@ -1,4 +1,4 @@
-"""curves.png: a run at a glance, one panel a question that is asked of every GRPO run."""
+"""A run at a glance, one panel a question that is asked of every GRPO run: curves.png, and the panels of a report."""
 
 from __future__ import annotations
 
@@ -67,40 +67,48 @@ PANELS = (
 )
 
 
-def draw_curves(metrics_rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draws the curves of a run as a PNG file.
+def draw_curves(
+    metrics_rows: Sequence[Mapping[str, Any]], path: Path, title: str, panels: Sequence[Panel] = PANELS
+) -> None:
+    """Draws the curves of a run as a PNG file, three in a row.
 
     Args:
         metrics_rows: of metrics.jsonl; metrics that a row lacks, or that are null, are left out.
         path: replaced atomically.
         title: above the panels.
+        panels: what to draw.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 10), dpi=100, layout="constrained")
+    num_rows = math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(15, 10 / 3 * num_rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     # Dollar signs of a title would be read as mathematics.
     figure.suptitle(title.replace("$", r"\$"), fontsize=14, fontweight="bold")
-    for axes, panel in zip(figure.subplots(3, 3).flat, PANELS, strict=True):
-        _draw_panel(axes, panel, metrics_rows)
+    grid = list(figure.subplots(num_rows, 3, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=False):
+        draw_panel(axes, panel, metrics_rows)
+    for axes in grid[len(panels) :]:
+        axes.remove()
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_atomic(path, image.getvalue())
 
 
-def _draw_panel(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
-    _style(axes, panel.title, last_step=max([1, *(row["step"] for row in rows)]))
+def draw_panel(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws one panel on a matplotlib axes."""
+    style_axes(axes, panel.title, last_step=max([1, *(row["step"] for row in rows)]))
     if panel.band is not None:
-        low, high = (_series(rows, key) for key in panel.band)
+        low, high = (series(rows, key) for key in panel.band)
         if low[0] == high[0]:
             axes.fill_between(*low, high[1], color=_COLORS[0], alpha=0.15, linewidth=0)
     drawn = _stack(axes, panel.lines, rows) if panel.stacked else _lines(axes, panel.lines, rows, _COLORS)
-    if panel.log and drawn and all(value > 0 for key, _ in panel.lines for value in _series(rows, key)[1]):
+    if panel.log and drawn and all(value > 0 for key, _ in panel.lines for value in series(rows, key)[1]):
         axes.set_yscale("log")
     if panel.share:
         axes.set_ylim(-0.02, 1.02)
-    if any(_series(rows, key)[0] for key, _ in panel.right):
+    if any(series(rows, key)[0] for key, _ in panel.right):
         other = axes.twinx()
         other.spines["top"].set_visible(False)
         other.tick_params(labelsize=9)
@@ -114,7 +122,7 @@ def _draw_panel(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> N
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#94a3b8")
 
 
-def _style(axes: Any, title: str, last_step: int) -> None:
+def style_axes(axes: Any, title: str, last_step: int) -> None:
     """The look that all panels share; the same steps everywhere, so that they can be compared by eye."""
     axes.set_title(title, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
@@ -134,7 +142,7 @@ def _lines(
     """A curve for each metric that has data; long ones pale, with their running mean on top. Returns the handles."""
     handles = []
     for i, ((key, name), color) in enumerate(zip(lines, colors, strict=False)):
-        steps, values = _series(rows, key)
+        steps, values = series(rows, key)
         if not steps:
             continue
         few = len(steps) < _SMOOTHED_FROM
@@ -144,7 +152,7 @@ def _lines(
             axes.plot(steps, values, linewidth=0.8, alpha=0.3, **style)
         # The first of several is wider, to be seen below another one of the same values.
         width = 2.8 if i == 0 and len(lines) > 1 and linestyle == "-" else 1.6
-        shown = values if few else _running_mean(values)
+        shown = values if few else running_mean(values)
         handles += axes.plot(steps, shown, linewidth=width, markersize=2 + width, label=name, **style)
     return handles
 
@@ -156,7 +164,7 @@ def _stack(axes: Any, lines: Sequence[tuple[str, str]], rows: Sequence[Mapping[s
     below = [0.0] * len(steps)
     handles = []
     for (key, name), color in zip(lines, _COLORS, strict=False):
-        values = dict(zip(*_series(rows, key), strict=True))
+        values = dict(zip(*series(rows, key), strict=True))
         if values:
             above = [low + values.get(step, 0.0) for step, low in zip(steps, below, strict=True)]
             handles.append(axes.stairs(above, edges, baseline=below, fill=True, color=color, label=name))
@@ -164,12 +172,12 @@ def _stack(axes: Any, lines: Sequence[tuple[str, str]], rows: Sequence[Mapping[s
     return handles
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have a finite one."""
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None and math.isfinite(row[key])]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
-def _running_mean(values: Sequence[float], width: int = 10) -> list[float]:
+def running_mean(values: Sequence[float], width: int = 10) -> list[float]:
     """The mean of the last `width` values, of fewer at the start."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
