@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-slow check format clean
+.PHONY: help setup quickstart test test-slow test-vllm check format clean
 
 EXTRAS ?= dev
 BIN := .venv/bin
@@ -47,6 +47,9 @@ test: setup ## Run the tests (10 minutes on 2 cores)
 
 test-slow: setup ## Run the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: setup ## Run the engine's contract on vLLM's CPU build, in an environment of its own
+	$(BIN)/python -m tests.vllm_environment
 
 check: setup ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
 
@@ -42,6 +44,13 @@ class EngineName(Enum):
 
     torch = "torch"
     vllm = "vllm"
+
+
+class EngineProcess(Enum):
+    """Where vLLM runs: in the trainer's own process, or in a child of it (`grpo.rollout.vllm_child_backend`)."""
+
+    same = "same"
+    child = "child"
 
 
 class Packing(Enum):
@@ -259,9 +268,20 @@ class HardwareConfig:
             and four of its positions count as a token where there are more than four to one.
         head_chunk_tokens: tokens whose logits exist at once.
         activation_checkpointing: recompute activations in the backward pass.
-        engine_cache_tokens: tokens that the torch engine's key-value cache holds at once.
+        engine_cache_tokens: tokens that the key-value cache holds at once: the torch engine's, and vLLM's on a CPU.
         engine_memory_fraction: share of the engine's GPU that vLLM may take.
+        engine_process: where vLLM runs; a child of the trainer's process can use a GPU of its own.
+        engine_sleep: vLLM on the policy's GPU gives its memory back during the update, where vLLM can.
+        engine_batch_invariant: vLLM's slower kernels whose results do not depend on the batch.
+        overlap: draw the next step's rollouts while the update runs, from weights that are one update behind. The ratio
+            of the loss is then that to the sampler's log-probs.
+        max_staleness: updates that the weights behind a completion may be behind, at most.
+        optimizer_offload: keep the optimiser's state in CPU memory but while the optimiser steps.
         num_threads: of torch on a CPU; null keeps torch's choice.
+        sharded: torchrun or Slurm starts several processes, and the policy is sharded over them (FSDP2); the device
+            `cuda` is then each one's own GPU.
+        rank_timeout_s: how long a process waits for the others before the run ends, in seconds: longer than rollouts
+            differ by, and than a checkpoint takes to save.
     """
 
     name: str = MISSING
@@ -275,11 +295,40 @@ class HardwareConfig:
     activation_checkpointing: bool = False
     engine_cache_tokens: int = 131072
     engine_memory_fraction: float = 0.85
+    engine_process: EngineProcess = EngineProcess.same
+    engine_sleep: bool = True
+    engine_batch_invariant: bool = False
+    overlap: bool = False
+    max_staleness: int = 1
+    optimizer_offload: bool = False
     num_threads: int | None = None
+    sharded: bool = False
+    rank_timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
+        _require(
+            not self.sharded or self.policy_device.startswith(("cuda", "cpu")),
+            f"hardware.policy_device={self.policy_device} cannot be sharded; use cuda, or hardware.sharded=false",
+        )
+        _require(
+            not (self.overlap and self.sharded),
+            "hardware.overlap=true is for one process, and hardware.sharded=true for several; use one of them",
+        )
+        _require(
+            not (self.optimizer_offload and self.sharded),
+            "hardware.optimizer_offload=true is for one process, and hardware.sharded=true for several, each of which "
+            "holds a part of the optimiser's state anyway; use one of them",
+        )
+        in_process = self.engine is EngineName.vllm and self.engine_process is EngineProcess.same
+        _require(
+            not (self.overlap and in_process and self.engine_sleep),
+            "hardware.overlap=true samples during the update, and hardware.engine_sleep=true gives vLLM's memory back "
+            "then; use hardware.engine_sleep=false, or hardware.overlap=false",
+        )
         _require_positive(
             "hardware",
+            max_staleness=self.max_staleness,
+            rank_timeout_s=self.rank_timeout_s,
             micro_batch_tokens=self.micro_batch_tokens,
             head_chunk_tokens=self.head_chunk_tokens,
             engine_cache_tokens=self.engine_cache_tokens,
@@ -558,12 +607,15 @@ class EvaluationConfig:
         num_problems: how many held-out problems; null is all.
         temperature: 0 is greedy.
         max_tokens: null is `sampling.max_tokens`.
+        base_cache_dir: where evaluations before training are kept, by a hash of everything they depend on; null keeps
+            none. A sweep sets it to a folder of its own, so that its points share one.
     """
 
     eval_steps: int = 20
     num_problems: int | None = None
     temperature: float = 0.0
     max_tokens: int | None = None
+    base_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("eval_steps", "temperature"):
@@ -605,6 +657,83 @@ class LoggingConfig:
 
 
 @config_dataclass
+class SweepConfig:
+    """How the points of a sweep are run and summed up; nothing that a point computes depends on it.
+
+    Attributes:
+        parallel: points at a time on this machine, each on GPUs of its own where there are several. Slurm's is
+            `launch.array_parallelism`.
+        summary: metrics that the table at the end and sweep.csv have a column of.
+        objective: metric whose last value a sweeper that searches, such as Optuna, is told.
+    """
+
+    parallel: int = 1
+    summary: list[str] = field(default_factory=lambda: ["eval/accuracy"])
+    objective: str = "eval/accuracy"
+
+    def __post_init__(self) -> None:
+        _require_positive("sweep", parallel=self.parallel)
+
+
+@config_dataclass
+class LaunchConfig:
+    """Where the points of a sweep run; all but `name` is for launch=slurm, under the names that sbatch has for it.
+
+    Attributes:
+        name: local or slurm.
+        partition, account, qos, constraint, exclude: null is the cluster's default.
+        time: limit of a point: minutes, hours:minutes:seconds or days-hours; null is the partition's.
+        nodes, ntasks_per_node: a point has nodes * ntasks_per_node processes.
+        gpus_per_node, cpus_per_task: null asks for none, and for the cluster's default.
+        mem: of a node, such as 64G; null is the cluster's default.
+        array_parallelism: points at a time; null is as many as Slurm starts.
+        setup: lines of shell that run before a point, such as `module load cuda`.
+        signal_lead_s: how long before the time limit a point is told to finish its step, save and be requeued, in
+            seconds: longer than a step and a save take.
+        max_requeues: how often a point may be requeued.
+        additional_parameters: further options of sbatch, without their dashes.
+        detach: submit and return; the same command collects later.
+    """
+
+    name: str = "local"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    nodes: int = 1
+    ntasks_per_node: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    array_parallelism: int | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    setup: list[str] = field(default_factory=list[str])
+    signal_lead_s: int = 120
+    max_requeues: int = 20
+    additional_parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    detach: bool = False
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of a point."""
+        return self.nodes * self.ntasks_per_node
+
+    def __post_init__(self) -> None:
+        _require(self.name in ("local", "slurm"), f"launch.name={self.name} is not a place; use launch=local or slurm")
+        _require_positive(
+            "launch",
+            nodes=self.nodes,
+            ntasks_per_node=self.ntasks_per_node,
+            gpus_per_node=self.gpus_per_node,
+            cpus_per_task=self.cpus_per_task,
+            array_parallelism=self.array_parallelism,
+            signal_lead_s=self.signal_lead_s,
+        )
+        _require(self.max_requeues >= 0, f"launch.max_requeues={self.max_requeues} is negative; use 0 or more")
+
+
+@config_dataclass
 class RunConfig:
     """Everything a run depends on.
 
@@ -624,6 +753,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     seed: int = 42
     resume: str = "auto"
     output_dir: str | None = None
@@ -634,6 +765,13 @@ class RunConfig:
             self.train.group_size > 1 or self.loss.advantage is AdvantageName.none,
             f"train.group_size={self.train.group_size} leaves loss.advantage={self.loss.advantage.name} nothing to "
             "compare with; use train.group_size=2 or more, or loss=no_baseline",
+        )
+        _require(
+            not self.hardware.overlap
+            or self.loss.objective is not ObjectiveName.reinforce
+            or self.loss.importance_cap is not None,
+            f"hardware.overlap=true trains on completions of the weights before, which loss={self.loss.name} has no "
+            "ratio to correct for; use loss.importance_cap=2, or loss=grpo_clip",
         )
         wanted = {"r1_zero": "r1_zero", "question_only": "boxed", "qwen_boxed": "boxed"}.get(self.data.prompt)
         clash = {"r1_zero": "boxed", "boxed": "r1_zero"}.get(wanted or "")
@@ -668,13 +806,46 @@ def register() -> None:
     """Puts the schemas and the resolver of the run folder where Hydra finds them. May be called again."""
     store = ConfigStore.instance()
     store.store(name="run", node=RunConfig, group="schema")
+    store.store(name="evaluate", node=EvaluateConfig, group="schema")
     for group, cls in _GROUPS.items():
         store.store(name="base", node=cls, group=f"schema/{group}")
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    # Cached: Hydra asks for a sweep's folder several times.
+    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True, use_cache=True)
 
 
-def _run_dir(output_dir: str | None, resume: str, default: str) -> str:
-    """The folder a run writes to: where it is told, else the one it resumes, else a new one."""
+def _sweep_dir(output_dir: str | None, resume: str, default: str) -> str:
+    """The folder a sweep writes to: where it is told, else the one it resumes, else a new one that it makes at once.
+
+    Two sweeps that start in the same second thus do not share one.
+    """
+    if named := output_dir or (resume if resume not in ("auto", "never") else None):
+        return named
+    for folder in (Path(default if number == 1 else f"{default}-{number}") for number in count(1)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return str(folder)
+    raise AssertionError("count() does not end")
+
+
+def _run_dir(output_dir: str | None, resume: str, default: str, launcher: str = "") -> str:
+    """The folder a run writes to: where it is told, else the one it resumes, else a new one.
+
+    Args:
+        output_dir: the setting.
+        resume: the setting.
+        default: a folder named by the time.
+        launcher: what Hydra would start a sweep's points with; asked for here, this is no sweep.
+
+    Raises:
+        ValueError: a single run was to go to Slurm, and would have run here.
+    """
+    _require(
+        not launcher.endswith("SlurmLauncher"),
+        "launch=slurm sends sweeps to Slurm, and this is a single run, which would run here; add --multirun (a sweep "
+        "may have one point), or use launch=local",
+    )
     if output_dir:
         return output_dir
     if resume not in ("auto", "never"):
@@ -732,9 +903,10 @@ def to_dict(config: object) -> dict[str, Any]:
     return cast("dict[str, Any]", container)
 
 
-def known_keys() -> list[str]:
-    """Every setting by its full name, and the groups, as an override names them."""
-    return [*_keys_of(RunConfig, ""), "experiment", "sweep"]
+def known_keys(command: str = "train") -> list[str]:
+    """Every setting of a command by its full name, and the groups, as an override names them."""
+    groups = ["experiment"] if command == "evaluate" else ["experiment", "sweep"]
+    return [*_keys_of(EvaluateConfig if command == "evaluate" else RunConfig, ""), *groups]
 
 
 def _keys_of(cls: type, prefix: str) -> list[str]:
@@ -745,3 +917,134 @@ def _keys_of(cls: type, prefix: str) -> list[str]:
         if is_dataclass(types[item.name]):
             keys += _keys_of(types[item.name], f"{prefix}{item.name}.")
     return keys
+
+
+@config_dataclass
+class EvaluateConfig:
+    """What `python -m grpo.evaluate` does: models on problems, with nothing trained.
+
+    Groups and sections are those of training, so that an experiment composes here too. The sections `loss`, `train`,
+    `sampling`, `evaluation` and `checkpoint` have no effect, and setting one on the command line is an error.
+
+    Attributes:
+        problems: null is the held-out side of `data`; else options of `data` and JSON Lines files, one or a list.
+        compare: models in place of `model.path`, two or more; the first is what the others are compared with.
+        num_samples: problems of each file, from its top; null is all.
+        samples_per_problem: completions of each problem, for avg@k and pass@k.
+        pass_at: the k of pass@k; null is 1, 2, 4, ... up to samples_per_problem.
+        temperature: 0 is greedy.
+        top_p, top_k, min_tokens, max_tokens: see `grpo.types.Sampling`.
+        backend: what samples; the hardware's engine unless set.
+        output_dir: where the results go; null is a folder of outputs/evaluations, named by model and settings, so that
+            the same command goes on where it was. With `compare`, the folder of the models' folders.
+    """
+
+    model: ModelConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    loss: LossConfig = MISSING
+    data: DataConfig = MISSING
+    reward: RewardConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    problems: Any = None
+    compare: list[str] | None = None
+    num_samples: int | None = None
+    samples_per_problem: int = 1
+    pass_at: list[int] | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_tokens: int = 4
+    max_tokens: int = 2048
+    backend: EngineName = MISSING
+    seed: int = 42
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        n, sampling = self.samples_per_problem, (self.top_p, self.top_k)
+        for name in ("num_samples", "samples_per_problem", "max_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name}={value} is not positive; use a number above 0")
+        _require(self.temperature >= 0, f"temperature={self.temperature} is negative; use 0 for greedy decoding")
+        _require(
+            n == 1 or self.temperature > 0,
+            f"samples_per_problem={n} with temperature={self.temperature} would give the same completion {n} times; "
+            "use temperature=1.0, say, or samples_per_problem=1",
+        )
+        _require(0 < self.top_p <= 1, f"top_p={self.top_p} is outside (0, 1]; use 1.0 to keep every token")
+        _require(self.top_k >= 0, f"top_k={self.top_k} is negative; use 0 to keep every token")
+        _require(
+            self.temperature > 0 or sampling == (1.0, 0),
+            f"top_p={self.top_p} and top_k={self.top_k} have no effect on greedy decoding; use temperature=1.0, say, "
+            "or leave them out",
+        )
+        _require(
+            0 <= self.min_tokens <= self.max_tokens,
+            f"min_tokens={self.min_tokens} is not between 0 and max_tokens={self.max_tokens}; "
+            f"use {min(4, self.max_tokens)}",
+        )
+        for k in self.pass_at or ():
+            _require(
+                1 <= k <= n,
+                f"pass_at={self.pass_at} holds {k}, but samples_per_problem={n}; use k from 1 to {n}, or more samples",
+            )
+        models = self.compare
+        _require(
+            models is None or len(set(models)) == len(models) > 1,
+            f"compare={models} does not name two models or more, each once; use compare=[A,B]",
+        )
+        problems = self.problems
+        listed = cast("list[Any]", problems if isinstance(problems, list) else [problems])
+        _require(
+            problems is None or (bool(listed) and all(isinstance(name, str) for name in listed)),
+            f"problems={problems} names no problems; use problems=math, problems=mine.jsonl or a list of these",
+        )
+        self.as_run()  # its rules hold here too
+
+    @property
+    def num_pass_at(self) -> list[int]:
+        """The k of pass@k."""
+        if self.pass_at is not None:
+            return sorted(set(self.pass_at))
+        return [2**power for power in range(self.samples_per_problem.bit_length())]
+
+    @property
+    def problem_names(self) -> list[str]:
+        """`problems` as a list; empty for the held-out side of `data`."""
+        problems = cast("str | list[str] | None", self.problems)
+        return [problems] if isinstance(problems, str) else problems or []
+
+    def as_run(self) -> RunConfig:
+        """A run that asks its model as this evaluation does, for what the two share."""
+        return RunConfig(
+            model=self.model,
+            hardware=replace(self.hardware, engine=self.backend),
+            loss=self.loss,
+            data=self.data,
+            reward=self.reward,
+            sampling=SamplingConfig(self.temperature or 1.0, self.top_p, self.top_k, self.min_tokens, self.max_tokens),
+            evaluation=EvaluationConfig(temperature=self.temperature),
+            seed=self.seed,
+        )
+
+    def sampling_of(self, stop: Sequence[str]) -> Sampling:
+        """The distribution of completions."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_tokens, self.max_tokens, tuple(stop))
+
+
+def to_evaluate_config(cfg: DictConfig) -> EvaluateConfig:
+    """The composed config as a frozen EvaluateConfig.
+
+    Raises:
+        ValueError: a key of no field, a value that is missing, or a broken rule; one sentence.
+    """
+    unknown = [str(key) for key in cfg if str(key) not in {f.name for f in fields(EvaluateConfig)}]
+    _require(
+        not unknown, f"+{', +'.join(unknown)}: no such setting; `python -m grpo.evaluate --cfg job` prints them all"
+    )
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    _require(not missing, f"{', '.join(missing)}: no value; set {missing[0] if missing else ''}=...")
+    return cast(EvaluateConfig, OmegaConf.to_object(cfg))

@@ -9,19 +9,24 @@ Axes: P problems in a step, G completions per problem, B = P * G.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 
+from grpo.ahead import Ahead, PhaseClock
 from grpo.config import RunConfig
 from grpo.data.dataset import step_problems
+from grpo.distributed import ONE_RANK, Ranks
 from grpo.policy.objective import compute_advantages
 from grpo.policy.update import Policy
 from grpo.rl.advantages import has_signal, soft_overlong_penalty
 from grpo.rollout import canary
+from grpo.run import base_evaluation
 from grpo.run.checkpoints import TrainState, save_checkpoint
 from grpo.run.evaluation import evaluate
 from grpo.run.interrupt import Interrupt
@@ -29,6 +34,7 @@ from grpo.run.recorder import Recorder
 from grpo.run.rollout_metrics import completion_rows, rollout_metrics
 from grpo.types import (
     Completion,
+    Drawn,
     Engine,
     Grader,
     PendingGrade,
@@ -55,6 +61,7 @@ class Run:
         compute_dtype: of the policy's and the engine's matrix products.
         recorder: where everything is told.
         interrupt: whether a signal has asked for the end.
+        ranks: who trains together. Every rank runs this loop; rollouts and evaluations are shared out.
     """
 
     cfg: RunConfig
@@ -69,6 +76,7 @@ class Run:
     compute_dtype: torch.dtype
     recorder: Recorder
     interrupt: Interrupt
+    ranks: Ranks = ONE_RANK
 
     @property
     def sampling(self) -> Sampling:
@@ -83,29 +91,28 @@ def train(run: Run, state: TrainState) -> TrainState:
         RunError: engine and policy have parted, the grader fails too often, or updates are skipped in a row.
     """
     cfg, recorder = run.cfg, run.recorder
-    run.engine.sync(run.policy.model, state.step)
+    ahead = Ahead(partial(draw_ahead, run), state.ahead)
+    run.engine.sync(run.policy.whole_model, state.step)
     check_canary(run, "at the start")
     if state.step == 0:
-        recorder.step({"step": 0, **evaluate_policy(run, 0), **recorder.take_timings()})
+        recorder.step({"step": 0, **evaluate_base(run), **recorder.take_timings()})
     saved = state.step
     for step in range(state.step + 1, cfg.train.n_grpo_steps + 1):
-        if run.interrupt.signal:
+        if run.interrupt.noted_by_any(run.ranks):
             break
-        groups = collect_groups(run, step)
-        batch, metrics = build_batch(cfg, groups)
+        drawn = ahead.take(step) or Drawn(step, collect_groups(run, step))
+        groups = drawn.groups
+        batch, metrics = build_batch(cfg, groups, step)
         canary_due = cfg.train.canary_steps > 0 and step % cfg.train.canary_steps == 0
         if canary_due:
             check_canary(run, f"before the update of step {step}")
-        with recorder.phase("update"):
-            metrics |= run.policy.update(batch, step)
-        with recorder.phase("sync"):
-            run.engine.sync(run.policy.model, step)
+        metrics |= update_policy(run, batch, step, ahead)
         if canary_due:
             check_canary(run, f"after the weight sync of step {step}")
         if is_due(step, cfg.evaluation.eval_steps, cfg.train.n_grpo_steps):
             metrics |= evaluate_policy(run, step)
-        record_step(run, step, groups, batch, metrics)
-        state = TrainState(step, count_skipped(cfg, state, metrics))
+        record_step(run, drawn, batch, metrics)
+        state = TrainState(step, count_skipped(cfg, state, metrics), ahead.drawn)
         if is_due(step, cfg.checkpoint.save_steps, cfg.train.n_grpo_steps) and not state.skipped_in_a_row:
             saved = save(run, state) or saved
     if state.step > saved:
@@ -116,6 +123,33 @@ def train(run: Run, state: TrainState) -> TrainState:
 def is_due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps, and after the last one, happens now."""
     return step == last or (every > 0 and step % every == 0)
+
+
+def update_policy(run: Run, batch: TrainBatch, step: int, ahead: Ahead) -> dict[str, float]:
+    """Trains on the batch while the engine draws the next step's rollouts, or sleeps; then hands it the weights.
+
+    Returns:
+        The update's metrics.
+    """
+    recorder, overlaps = run.recorder, run.cfg.hardware.overlap and step < run.cfg.train.n_grpo_steps
+    if overlaps:
+        ahead.begin(step + 1)
+    else:
+        run.engine.sleep()
+    with recorder.phase("update"):
+        metrics = run.policy.update(batch, step)
+    with recorder.phase("rollout"):
+        ahead.finish()
+    with recorder.phase("sync"):
+        if not overlaps:
+            run.engine.wake()
+        run.engine.sync(run.policy.whole_model, step)
+    return metrics
+
+
+def draw_ahead(run: Run, step: int, clock: PhaseClock) -> list[RolloutGroup]:
+    """`collect_groups` in a thread beside the update: the recorder hears of its seconds afterwards."""
+    return collect_groups(replace(run, recorder=cast(Any, clock)), step)
 
 
 def collect_groups(run: Run, step: int) -> list[RolloutGroup]:
@@ -143,15 +177,18 @@ def collect_groups(run: Run, step: int) -> list[RolloutGroup]:
 
 
 def sample_groups(run: Run, problems: Sequence[Problem], step: int, *, first: int) -> list[RolloutGroup]:
-    """Samples G completions of each problem and grades each as soon as it has ended.
+    """Samples G completions of each problem and grades each as soon as it has ended, its share of them on every rank.
 
     `first` numbers the problems' random keys. The phase "grade" is what grading takes beyond sampling.
     """
     size = run.cfg.train.group_size
-    keys = [
-        [SampleKey(run.cfg.seed, step, first + place, sample) for sample in range(size)]
-        for place in range(len(problems))
-    ]
+    keys = run.ranks.share(
+        [
+            [SampleKey(run.cfg.seed, step, first + place, sample) for sample in range(size)]
+            for place in range(len(problems))
+        ]
+    )
+    problems = run.ranks.share(problems)
     prompts = [run.prompt_ids[problem] for problem in problems]
     pending: dict[int, PendingGrade] = {}
 
@@ -163,17 +200,19 @@ def sample_groups(run: Run, problems: Sequence[Problem], step: int, *, first: in
         completions = run.engine.generate(prompts, keys, run.sampling, submit)
     with run.recorder.phase("grade"):
         grades = [pending[place].result() for place in range(len(problems) * size)]
-    return [
-        RolloutGroup(problem, tuple(prompt), tuple(group), tuple(grades[place * size : (place + 1) * size]))
-        for place, (problem, prompt, group) in enumerate(zip(problems, prompts, completions, strict=True))
-    ]
+        groups = [
+            RolloutGroup(problem, tuple(prompt), tuple(group), tuple(grades[place * size : (place + 1) * size]))
+            for place, (problem, prompt, group) in enumerate(zip(problems, prompts, completions, strict=True))
+        ]
+        return run.ranks.collect(groups)
 
 
-def build_batch(cfg: RunConfig, groups: Sequence[RolloutGroup]) -> tuple[TrainBatch, dict[str, float]]:
+def build_batch(cfg: RunConfig, groups: Sequence[RolloutGroup], step: int) -> tuple[TrainBatch, dict[str, float]]:
     """Rewards [P, G] become advantages [P, G]; every completion becomes a sequence of the batch.
 
     Raises:
-        RunError: more grader errors than `reward.max_error_share`.
+        RunError: more grader errors than `reward.max_error_share`, or completions of older weights than
+            `hardware.max_staleness`.
     """
     rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
     shaped = rewards
@@ -189,8 +228,25 @@ def build_batch(cfg: RunConfig, groups: Sequence[RolloutGroup]) -> tuple[TrainBa
         prompt_lengths=tuple(len(prompt) for prompt, _ in sequences),
         sampler_log_probs=tuple(torch.tensor(completion.sampler_log_probs) for _, completion in sequences),
         advantages=advantages.flatten(),
+        staleness=max_staleness(cfg, groups, step),
     )
-    return batch, rollout_metrics(cfg, groups, advantages, has_signal(shaped))
+    return batch, rollout_metrics(cfg, groups, advantages, has_signal(shaped), step)
+
+
+def max_staleness(cfg: RunConfig, groups: Sequence[RolloutGroup], step: int) -> int:
+    """By how many updates the oldest completion's weights are behind those that step `step` starts from.
+
+    Raises:
+        RunError: more than `hardware.max_staleness`.
+    """
+    found = step - 1 - min(completion.version for group in groups for completion in group.completions)
+    if found > cfg.hardware.max_staleness:
+        raise RunError(
+            f"step {step} would train on completions of weights that are {found} updates behind, more than "
+            f"hardware.max_staleness={cfg.hardware.max_staleness}; resume with a larger one, or with "
+            "hardware.overlap=false"
+        )
+    return found
 
 
 def count_skipped(cfg: RunConfig, state: TrainState, metrics: Mapping[str, Any]) -> int:
@@ -217,34 +273,55 @@ def check_canary(run: Run, when: str) -> None:
     with run.recorder.phase("canary"):
         prompts = [run.prompt_ids[problem] for problem in run.train[:4]]
         mismatch = canary.measure(run.engine, run.policy.log_probs, prompts, run.sampling, run.cfg.seed)
-    canary.check(mismatch, compute_dtype=run.compute_dtype, when=when)
+    for rank, each in enumerate(run.ranks.gather(mismatch)):
+        where = f" on rank {rank}" if rank else ""
+        canary.check(each, compute_dtype=run.compute_dtype, when=f"{when}{where}")
+
+
+def evaluate_base(run: Run) -> dict[str, float]:
+    """Accuracy before training; the points of a sweep that start from the same model share one evaluation."""
+    folder = base_evaluation.cache_folder(run.cfg, run.test, run.prompt_ids, run.stop)
+    if folder is None:
+        return evaluate_policy(run, 0)
+    with ExitStack() as held:
+        kept = run.ranks.from_first(lambda: held.enter_context(base_evaluation.take(folder)))
+        if kept is not None:
+            run.recorder.evaluation(0, kept.rows)
+            run.recorder.console.say(f"the evaluation before training is another point's, kept in {folder}")
+            return kept.metrics
+        metrics = evaluate_policy(run, 0)
+        rows = run.recorder.read_evaluation(0)
+        if run.ranks.is_first and len(rows) == len(run.test):
+            with suppress(OSError):  # a full disk: the others evaluate too
+                base_evaluation.keep(folder, base_evaluation.BaseEvaluation(rows, metrics))
+        return metrics
 
 
 def evaluate_policy(run: Run, step: int) -> dict[str, float]:
     """Accuracy on held-out problems; their completions go to a file of their own."""
     with run.recorder.phase("evaluate"):
         sampling = run.cfg.evaluation_sampling(run.stop)
-        rows, metrics = evaluate(run.engine, run.grader, run.test, run.prompt_ids, sampling, run.cfg.seed)
+        rows, metrics = evaluate(run.engine, run.grader, run.test, run.prompt_ids, sampling, run.cfg.seed, run.ranks)
         run.recorder.evaluation(step, rows)
     return metrics
 
 
-def record_step(
-    run: Run, step: int, groups: Sequence[RolloutGroup], batch: TrainBatch, metrics: Mapping[str, Any]
-) -> None:
+def record_step(run: Run, drawn: Drawn, batch: TrainBatch, metrics: Mapping[str, Any]) -> None:
     """Writes the step's completions and its line of metrics."""
-    timings = run.recorder.take_timings()
+    step, groups, timings = drawn.step, drawn.groups, run.recorder.take_timings()
+    hidden = {f"overlap/{name}_s": seconds for name, seconds in drawn.seconds.items()}  # behind the last update
     num_tokens = sum(batch.response_length(row) for row in range(len(batch)))
     all_tokens = sum(len(ids) for ids in batch.token_ids)
-    run.recorder.completions(completion_rows(step, groups, batch))
+    seen = {row: values for part in run.ranks.gather(run.policy.seen_log_probs(batch)) for row, values in part.items()}
+    run.recorder.completions(completion_rows(step, groups, batch, run.tokenizer, seen))
     speeds = {
-        "rollout/tokens_per_s": num_tokens / timings["time/rollout_s"],
+        "rollout/tokens_per_s": num_tokens / hidden.get("overlap/rollout_s", timings["time/rollout_s"]),
         "update/tokens_per_s": all_tokens / timings["time/update_s"],
         "time/step_s": sum(value for key, value in timings.items() if key.startswith("time/")),
     }
     best = max(groups[0].completions, key=lambda completion: completion.text.count("<answer>"))
     sample = f"{groups[0].problem.question}\n{best.text}"
-    run.recorder.step({"step": step, **metrics, **timings, **speeds}, sample)
+    run.recorder.step({"step": step, **metrics, **timings, **hidden, **speeds}, sample)
 
 
 def save(run: Run, state: TrainState) -> int | None:
@@ -253,7 +330,15 @@ def save(run: Run, state: TrainState) -> int | None:
     keep_last = run.cfg.checkpoint.keep_last
     try:
         with run.recorder.phase("save"):
-            save_checkpoint(folder, state, run.policy.model, run.tokenizer, run.policy.optimizer, keep_last=keep_last)
+            save_checkpoint(
+                folder,
+                state,
+                run.policy.model,
+                run.tokenizer,
+                run.policy.optimizer,
+                keep_last=keep_last,
+                ranks=run.ranks,
+            )
     except (OSError, SafetensorError) as error:
         run.recorder.console.warn(
             f"the checkpoint of step {state.step} could not be saved ({error}); the last whole one stays, and the run "

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from grpo.config import RunConfig, WarmStartConfig, config_path, register, to_dict, to_run_config
+from grpo.distributed import ONE_RANK, Ranks, check_start, join_ranks, one_voice, own_hardware
 from grpo.errors import late_interrupts, user_errors
 
 register()
@@ -25,19 +28,19 @@ register()
 
 @hydra.main(version_base="1.3", config_path=config_path(), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
-    with user_errors():  # here too: Hydra adds a line of its own to what leaves a job
+    with user_errors(), one_voice():  # here too: Hydra adds a line of its own to what leaves a job
         raise SystemExit(run_config(to_run_config(cfg), Path(HydraConfig.get().runtime.output_dir)))
 
 
 def main() -> None:
     """What `python -m grpo.train` does."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `user_errors` as they are
-    with user_errors():
+    with user_errors(), one_voice():
         _hydra_main()
 
 
 def run_config(cfg: RunConfig, folder: Path) -> int:
-    """Trains as the config says, in that folder.
+    """Trains as the config says, in that folder: on this process, or on its part of what torchrun or Slurm started.
 
     Returns:
         The exit status: 0, or 128 + the signal that ended the run.
@@ -50,29 +53,60 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
         from grpo.policy.load import quiet_transformers
         from grpo.rollout.build import check_hardware
     from grpo.run.console import build_console
-    from grpo.run.files import hold_folder
-    from grpo.run.folder import open_run_folder
     from grpo.run.interrupt import Interrupt
+    from grpo.run.silence import SilentConsole
 
     quiet_transformers()
+    check_start(cfg.hardware)
     check_hardware(cfg.hardware)
-    console = build_console(cfg.logging.console, cfg.train.n_grpo_steps)
-    with hold_folder(folder):
-        checkpoint = open_run_folder(cfg, folder, console.warn)
+    with join_ranks(cfg.hardware) as ranks, ExitStack() as stack:
+        total_steps = cfg.train.n_grpo_steps
+        console = build_console(cfg.logging.console, total_steps) if ranks.is_first else SilentConsole()
+        stack.callback(console.finish)
+        folder, checkpoint = _open_folder(cfg, folder, ranks, stack, console)
         console.say(f"run folder: {folder}")
         for note in cfg.loss.notes():
             console.warn(note)
-        try:
-            return _train(cfg, folder, checkpoint, console, Interrupt(console.warn))
-        finally:
-            console.finish()
+        cfg = replace(cfg, hardware=own_hardware(cfg.hardware, ranks))
+        return _train(cfg, folder, checkpoint, console, Interrupt(console.warn), ranks)
 
 
-def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any) -> int:
+def _open_folder(
+    cfg: RunConfig, folder: Path, ranks: Ranks, stack: ExitStack, console: Any
+) -> tuple[Path, Path | None]:
+    """Rank 0's folder, which it holds until the stack is left, and the checkpoint to go on from."""
+    from grpo.run.files import hold_folder
+    from grpo.run.folder import open_run_folder
+
+    def take() -> tuple[Path, Path | None]:
+        stack.enter_context(hold_folder(folder))
+        return folder.resolve() if ranks.size > 1 else folder, open_run_folder(cfg, folder, console.warn)
+
+    shared, checkpoint = ranks.from_first(take)
+    ranks.together(lambda: _check_shared(shared, folder))
+    return shared, checkpoint
+
+
+def _check_shared(shared: Path, own: Path) -> None:
+    """Removes the folder that Hydra made for this rank a second later than rank 0's.
+
+    Raises:
+        ValueError: rank 0's is not to be seen from here.
+    """
+    if not (shared / "config.yaml").exists():
+        raise ValueError(
+            f"{shared} is not to be seen from {socket.gethostname()}, but all ranks write checkpoints there; use an "
+            "output_dir on a file system that all machines share"
+        )
+    if own.resolve() != shared and own.is_dir() and not any(own.iterdir()):
+        own.rmdir()
+
+
+def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any, ranks: Ranks) -> int:
     from grpo.loop import train
     from grpo.run.checkpoints import TrainState, load_checkpoint
 
-    run = build_run(cfg, folder, console, interrupt)
+    run = build_run(cfg, folder, console, interrupt, ranks)
     state = TrainState()
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, run.policy.model, run.policy.optimizer)
@@ -87,16 +121,17 @@ def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, 
         run.grader.close()
         run.engine.close()
     if interrupt.signal and state.step < cfg.train.n_grpo_steps:
-        console.say(f"stopped by {interrupt.signal.name} after step {state.step}; to go on: {resume_command(folder)}")
+        to_go_on = resume_command(folder, ranks)
+        console.say(f"stopped by {interrupt.signal.name} after step {state.step}; to go on: {to_go_on}")
         return interrupt.exit_status
     if cfg.train.n_grpo_steps == 0:
         console.say(f"nothing was trained (train.n_grpo_steps=0); the completions are in {folder / 'evaluations'}")
-    else:
+    elif ranks.is_first:
         _summarise(cfg, run, folder)
     return 0
 
 
-def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any) -> Any:
+def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any, ranks: Ranks = ONE_RANK) -> Any:
     """Policy, rollout engine, grader and data of a config, as a `grpo.loop.Run`.
 
     Raises:
@@ -111,8 +146,9 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any) -> Any
     from grpo.policy.build import build_policy, load_policy_model
     from grpo.policy.load import end_token_ids, load_tokenizer
     from grpo.reward.functions import build_grader
-    from grpo.rollout.build import build_engine
+    from grpo.rollout.build import build_engine, check_engine
     from grpo.run.recorder import Recorder
+    from grpo.run.silence import SilentRecorder
 
     if cfg.hardware.num_threads is not None:
         torch.set_num_threads(cfg.hardware.num_threads)
@@ -121,14 +157,15 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any) -> Any
     for note in data.notes:
         console.warn(note)
     test = data.test[: cfg.evaluation.num_problems]
-    cfg = with_model_folder(cfg, console)
+    cfg = replace(cfg, model=ranks.from_first(lambda: with_model_folder(cfg, console).model))
+    check_engine(cfg)
     tokenizer = load_tokenizer(cfg.model)
-    model = load_policy_model(cfg)
+    model = load_policy_model(cfg, ranks)
     longest = max(cfg.sampling.max_tokens, cfg.evaluation.max_tokens or 0)
     context = model.config.max_position_embeddings
     prompt_ids = encode_prompts([*data.train, *test], template, tokenizer, context=context, max_tokens=longest)
     end_ids = end_token_ids(model, tokenizer)
-    policy, compute_dtype = build_policy(cfg, model, end_ids)
+    policy, compute_dtype = build_policy(cfg, model, end_ids, ranks)
     console.say(
         f"{cfg.model.name} on {cfg.hardware.name}: {len(data.train)} training and {len(test)} held-out problems, "
         f"prompts of {min(map(len, prompt_ids.values()))} to {max(map(len, prompt_ids.values()))} tokens"
@@ -136,7 +173,15 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any) -> Any
     return Run(
         cfg=cfg,
         policy=policy,
-        engine=build_engine(cfg.hardware, model, tokenizer, end_ids=end_ids, compute_dtype=compute_dtype),
+        engine=build_engine(
+            cfg.hardware,
+            policy.whole_model,
+            tokenizer,
+            end_ids=end_ids,
+            compute_dtype=compute_dtype,
+            log=folder / f"vllm_{ranks.rank}.log",
+            warn=console.warn,
+        ),
         grader=build_grader(cfg.reward),
         tokenizer=tokenizer,
         prompt_ids=prompt_ids,
@@ -144,8 +189,9 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any) -> Any
         test=test,
         stop=template.stop,
         compute_dtype=compute_dtype,
-        recorder=Recorder(folder, console, cfg.logging, to_dict(cfg)),
+        recorder=Recorder(folder, console, cfg.logging, to_dict(cfg)) if ranks.is_first else SilentRecorder(folder),
         interrupt=interrupt,
+        ranks=ranks,
     )
 
 
@@ -159,13 +205,15 @@ def with_model_folder(cfg: RunConfig, console: Any) -> RunConfig:
     return replace(cfg, model=replace(cfg.model, path=str(folder), tokenizer=None, warm_start=WarmStartConfig()))
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(folder: Path, ranks: Ranks) -> str:
     """The command line that continues the run of a folder."""
+    if typed := os.environ.get("GRPO_TYPED_COMMAND"):  # the point of a sweep: its own overrides were not typed
+        return typed
     from hydra_plugins.grpo_launchers.subprocess_launcher import quoted
 
     overrides: Sequence[str] = HydraConfig.get().overrides.task
     kept = [item for item in overrides if item.split("=")[0] not in ("resume", "output_dir")]
-    return shlex.join(["python", "-m", "grpo.train", *kept, f"resume={quoted(str(folder))}"])
+    return shlex.join([*ranks.launcher(), "-m", "grpo.train", *kept, f"resume={quoted(str(folder))}"])
 
 
 def _summarise(cfg: RunConfig, run: Any, folder: Path) -> None:

@@ -6,7 +6,7 @@ Axes: P problems in a batch, G completions per problem, B = P * G, T response to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -135,6 +135,21 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """Graded rollouts of a step.
+
+    Attributes:
+        step: of the loop.
+        groups: P of them.
+        seconds: by phase, of a thread that drew them beside an update; empty otherwise.
+    """
+
+    step: int
+    groups: Sequence[RolloutGroup]
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
 class TrainBatch:
     """What the update reads: B ragged sequences, prompt then response.
 
@@ -143,12 +158,14 @@ class TrainBatch:
         prompt_lengths: B numbers of prompt tokens.
         sampler_log_probs: B tensors [T_i] float32.
         advantages: [B] float32.
+        staleness: by how many updates the weights that sampled the oldest completion are behind the policy's.
     """
 
     token_ids: tuple[torch.Tensor, ...]
     prompt_lengths: tuple[int, ...]
     sampler_log_probs: tuple[torch.Tensor, ...]
     advantages: torch.Tensor
+    staleness: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -164,6 +181,7 @@ class TrainBatch:
             prompt_lengths=tuple(self.prompt_lengths[row] for row in rows),
             sampler_log_probs=tuple(self.sampler_log_probs[row] for row in rows),
             advantages=self.advantages[list(rows)],
+            staleness=self.staleness,
         )
 
 
@@ -191,6 +209,14 @@ class Engine(Protocol):
 
     def sync(self, model: torch.nn.Module, version: int) -> None:
         """Takes over the weights of `model`; completions carry `version` from now on."""
+        ...
+
+    def sleep(self) -> None:
+        """Gives back, until `wake`, what memory it can do without; called before an update."""
+        ...
+
+    def wake(self) -> None:
+        """Takes the memory again; a sync or a generate may follow."""
         ...
 
     def close(self) -> None:

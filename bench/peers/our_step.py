@@ -21,7 +21,7 @@ from grpo.run import recorder
 from grpo.run.metrics import read_jsonl
 from grpo.run.recorder import Recorder
 from grpo.train import run_config
-from grpo.types import Grade, Grader, Outcome, PendingGrade, SampleKey
+from grpo.types import Drawn, Grade, Grader, Outcome, PendingGrade, SampleKey
 from hydra_plugins.grpo_launchers.subprocess_launcher import quoted
 
 
@@ -136,9 +136,9 @@ class Stopwatch:
     def record_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The end of a step."""
 
-        def wrapped(run: Any, step: int, *args: Any) -> None:
-            start, self._step = time.perf_counter(), step
-            original(run, step, *args)
+        def wrapped(run: Any, drawn: Drawn, *args: Any) -> None:
+            start, self._step, step = time.perf_counter(), drawn.step, drawn.step
+            original(run, drawn, *args)
             end, self._step = time.perf_counter(), None
             self._result.add(step - 1, "record", end - start)
             self._result.add(step - 1, "step", end - self._start)

@@ -15,6 +15,10 @@ from grpo.types import Problem
 
 _MAX_EXPONENT = 400
 _ID_FIELDS = ("unique_id", "id")
+_DOWNLOADS = {
+    "math": "python -m grpo.download dataset",
+    "gsm8k": "python -m grpo.download dataset --id openai/gsm8k --subset main --output-dir data/gsm8k",
+}
 _OTHER_NAMES = {
     "problem_field": ("problem", "question", "prompt", "query", "input"),
     "answer_field": ("answer", "final_answer", "expected_answer", "target"),
@@ -160,8 +164,9 @@ def _missing_file(path: str | Path, cfg: DataConfig) -> str:
     folder = "" if Path(path).is_absolute() or str(path).startswith("~") else f" under {Path.cwd()}"
     wanted = f"JSON Lines with the fields {_wanted_fields(cfg)}"
     if own:
+        source = f"load it with `{_DOWNLOADS[cfg.name]}`" if cfg.name in _DOWNLOADS else "put the file there"
         return (
             f"{setting}={path} does not exist{folder}, where data={cfg.name} wants {wanted}; "
-            f"put the file there, or name another: {setting}=..."
+            f"{source}, or name another: {setting}=..."
         )
     return f"{setting}={path} does not exist{folder}; name a file that does, {wanted}: {setting}=..."

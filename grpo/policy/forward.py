@@ -57,7 +57,8 @@ def response_log_probs(
     weight = cast(Any, model).lm_head.weight
     cast_needed = settings.compute_dtype != weight.dtype
     arguments = {} if layout is None else packed_arguments(model, layout)
-    with torch.autocast(device.type, dtype=settings.compute_dtype, enabled=cast_needed):
+    # Nothing is read twice; a cache would hold all weights a second time until the end, sharded or not.
+    with torch.autocast(device.type, dtype=settings.compute_dtype, enabled=cast_needed, cache_enabled=False):
         hidden = model.base_model(input_ids=micro_batch.input_ids, use_cache=False, **arguments).last_hidden_state
         # The end of a shared prompt predicts for several sequences; unlike that of an index, the gradient of an
         # embedding adds duplicates up in a fixed order on every device, and fast.

@@ -51,8 +51,9 @@ def _check_model_folder(folder: Path) -> None:
 def _hub_error(what: str, path: str, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[0]
     return ValueError(
-        f"{what} {path!r} cannot be loaded ({reason}); check the name, or model.path=<folder> for weights on this "
-        "machine, or experiment=quickstart, which needs none"
+        f"{what} {path!r} cannot be loaded ({reason}); check the name, load it beforehand with `python -m "
+        "grpo.download model --id <owner>/<name>`, name a folder with model.path=<folder>, or use "
+        "experiment=quickstart, which needs none"
     )
 
 
@@ -86,6 +87,24 @@ def load_model(cfg: ModelConfig, *, dtype: torch.dtype, device: torch.device) ->
     _check_weights(model, loading["missing_keys"], path)
     model.config.attention_dropout = 0.0
     return cast(Any, model).to(device)
+
+
+def empty_model(config: Any, generation_config: Any, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose weights and buffers are whatever stood in memory, which takes none until it is written to.
+
+    Args:
+        config: of a model from `load_model`.
+        generation_config: of the same.
+        dtype: of the weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    model.generation_config = generation_config
+    return model.eval()
 
 
 def _check_weights(model: PreTrainedModel, missing: Collection[str], path: str) -> None:

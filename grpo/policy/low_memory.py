@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK_SIZE = 128
-_MIN_QUANTIZED = 4096  # norms and biases are few bytes; bitsandbytes draws the same line
+from grpo.policy.block_states import BLOCK_SIZE, check_whole_blocks, new_state, own_part
 
 
 def encode_signed(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +107,8 @@ class AdamW8bit(torch.optim.Optimizer):
     `exp_avg_sq_codes` [N, 128] uint8 of √v, `exp_avg_scales` and `exp_avg_sq_scales` [N, 1] float32. Smaller ones keep
     `exp_avg` and `exp_avg_sq` in float32. All have `step`, on the CPU as in torch's AdamW.
 
-    The random numbers of a step are a function of (seed, step, which parameter) and of the device's kind, so that
-    there is no random state to save.
+    The random numbers of a step are a function of (seed, step, which parameter, rank) and of the device's kind, so that
+    there is no random state to save. A sharded parameter's states are sharded like it, whole blocks at a time.
     """
 
     def __init__(
@@ -121,9 +120,13 @@ class AdamW8bit(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         seed: int,
+        rank: int = 0,
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._seed = seed
+        self._seed, self._rank = seed, rank
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                check_whole_blocks(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -144,10 +147,12 @@ class AdamW8bit(torch.optim.Optimizer):
         """Steps the parameter that is number `place` of all."""
         state = self.state[parameter]
         if not state:
-            state.update(_new_state(parameter))
+            state.update(new_state(parameter))
         state["step"] += 1
         step = int(state["step"])
-        generator = _generator(parameter.device, self._seed, step, place)
+        generator = _generator(parameter.device, self._seed, step, place, self._rank)
+        state = {key: own_part(value) for key, value in state.items()}
+        parameter, grads = own_part(parameter), own_part(grads)
         if "exp_avg" in state:
             weights = parameter.float()
             _adamw(weights, grads.float(), state["exp_avg"], state["exp_avg_sq"], group, step)
@@ -157,7 +162,7 @@ class AdamW8bit(torch.optim.Optimizer):
         num_blocks = _slice_blocks(parameter.device)
         for start in range(0, len(state["exp_avg_scales"]), num_blocks):
             blocks = slice(start, start + num_blocks)
-            values = slice(start * _BLOCK_SIZE, (start + num_blocks) * _BLOCK_SIZE)
+            values = slice(start * BLOCK_SIZE, (start + num_blocks) * BLOCK_SIZE)
             part = {key: value[blocks] for key, value in state.items() if key != "step"}
             _quantized_update(flat[values], grads[values], part, group, step, generator)
 
@@ -172,35 +177,15 @@ class AdamW8bit(torch.optim.Optimizer):
                 self.state[parameter][key] = value.detach().to(device, copy=True)
 
 
-def _new_state(parameter: Tensor) -> dict[str, Tensor]:
-    """Zeros."""
-    step = torch.zeros((), dtype=torch.float32)
-    if parameter.numel() < _MIN_QUANTIZED:
-        moments = {key: torch.zeros_like(parameter, dtype=torch.float32) for key in ("exp_avg", "exp_avg_sq")}
-        return {"step": step, **moments}
-    num_blocks = -(-parameter.numel() // _BLOCK_SIZE)
-    shapes = {"codes": (num_blocks, _BLOCK_SIZE), "scales": (num_blocks, 1)}
-    dtypes = {
-        "exp_avg_codes": torch.int8,
-        "exp_avg_scales": torch.float32,
-        "exp_avg_sq_codes": torch.uint8,
-        "exp_avg_sq_scales": torch.float32,
-    }
-    zeros = {
-        key: torch.zeros(shapes[key.rpartition("_")[2]], dtype=dtype, device=parameter.device)
-        for key, dtype in dtypes.items()
-    }
-    return {"step": step, **zeros}
-
-
 def _slice_blocks(device: torch.device) -> int:
     """How many blocks are stepped at once: ten float32 copies of them exist meanwhile, 160 MiB on a GPU."""
-    return (2**18 if device.type == "cpu" else 2**22) // _BLOCK_SIZE
+    return (2**18 if device.type == "cpu" else 2**22) // BLOCK_SIZE
 
 
-def _generator(device: torch.device, seed: int, step: int, place: int) -> torch.Generator:
+def _generator(device: torch.device, seed: int, step: int, place: int, rank: int) -> torch.Generator:
     """A generator for one parameter's step. Hashed, for a CPU's uses the lower 32 bits of its seed only."""
-    digest = hashlib.blake2b(f"{seed} {step} {place}".encode(), digest_size=8).digest()
+    name = f"{seed} {step} {place}" + (f" {rank}" if rank else "")
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
@@ -238,7 +223,7 @@ def _quantized_update(
 
 def _in_blocks(values: Tensor) -> Tensor:
     """[N, 128]; zeros fill up the last block."""
-    return torch.nn.functional.pad(values, (0, -len(values) % _BLOCK_SIZE)).view(-1, _BLOCK_SIZE)
+    return torch.nn.functional.pad(values, (0, -len(values) % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
 
 
 def _write(target: Tensor, weights: Tensor, generator: torch.Generator) -> None:

@@ -75,7 +75,7 @@ def micro_batch_rows(
     Returns:
         Row numbers per micro-batch; together exactly `rows`.
     """
-    units = _units(batch, rows, packing)
+    units = prompt_units(batch, rows, packing)
     if num_parts is not None:
         ordered = [row for unit in units for row in unit]
         size = -(-len(ordered) // num_parts)
@@ -92,7 +92,7 @@ def micro_batch_rows(
     return parts
 
 
-def _units(batch: TrainBatch, rows: Sequence[int], packing: Packing) -> list[list[int]]:
+def prompt_units(batch: TrainBatch, rows: Sequence[int], packing: Packing) -> list[list[int]]:
     """Rows that should stay together, longest first, ordered by the longest of each."""
     ordered = sorted(rows, key=lambda row: (-len(batch.token_ids[row]), row))
     if packing is not Packing.shared_prompts:

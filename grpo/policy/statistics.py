@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class UpdateStatistics:
         for name in _MAXIMA:
             if name in other.sums:
                 self.sums[name] = torch.maximum(self.sums.get(name, other.sums[name]), other.sums[name])
+
+    def on_cpu(self) -> UpdateStatistics:
+        """The same, as it can go to another process."""
+        return replace(self, sums={name: value.cpu() for name, value in self.sums.items()})
 
     def _accumulate(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value

@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo.config import HardwareConfig, LossConfig, Packing, TrainConfig
+from grpo.config import HardwareConfig, LossConfig, ObjectiveName, Packing, TrainConfig
+from grpo.distributed import ONE_RANK, Ranks
 from grpo.policy.attention import use_packed_attention
-from grpo.policy.forward import ForwardSettings, response_log_probs
+from grpo.policy.forward import ForwardSettings
 from grpo.policy.objective import TokenLogProbs, clipped_tokens, token_losses, token_weights
-from grpo.policy.optimizer import build_optimizer, learning_rate
-from grpo.policy.packing import MicroBatch, collate, micro_batch_rows
-from grpo.policy.replicas import Replicas, deal, num_replicas
+from grpo.policy.optimizer import build_optimizer, learning_rate, move_state
+from grpo.policy.packing import MicroBatch
+from grpo.policy.passes import Part, Passes
+from grpo.policy.replicas import Replicas, num_replicas
+from grpo.policy.sharding import GatheredModel, ShardedModel, model_log_probs, whole_tensor
 from grpo.policy.statistics import UpdateStatistics
 from grpo.rl.aggregation import weighted_sum
 from grpo.types import TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_FAIR = 1.05  # the most work of a replica, over the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,78 +82,64 @@ class Policy:
         max_tokens: int,
         seed: int,
         reference: PreTrainedModel | None = None,
+        ranks: Ranks = ONE_RANK,
     ):
         """Puts an optimiser on the model.
 
         Args:
-            model: on the policy's device, its weights the masters.
+            model: on the policy's device, its weights the masters. With several ranks on any device: it is sharded over
+                them here, and the weights are rank 0's.
             train: of the run config.
             loss: of the run config.
             hardware: of the run config.
             forward: how log-probs are computed.
             max_tokens: the longest response, the constant of `constant_length`.
             seed: of the order of sequences where a step has several optimiser steps, and of random rounding.
-            reference: frozen; needed where the loss has a KL penalty.
+            reference: frozen; needed where the loss has a KL penalty. With several ranks as `model`.
+            ranks: who trains together; all of them call `update` and `log_probs` at the same time.
 
         Raises:
             ValueError: `hardware.packing` asks for what the model's attention cannot do.
         """
-        self.model = model
-        self.optimizer = build_optimizer(model, train, seed=seed)
+        self.model, self._ranks = model, ranks
         self._train, self._loss, self._hardware, self._forward = train, loss, hardware, forward
-        self._max_tokens, self._seed, self._reference = max_tokens, seed, reference
-        self._device = next(model.parameters()).device
-        if hardware.packing is not Packing.padded:
-            for packed in (model, reference):
-                if packed is not None:
-                    use_packed_attention(packed)
+        self._max_tokens, self._seed = max_tokens, seed
+        self._seen: dict[int, Tensor] = {}  # log-probs by row
+        self._device = torch.device(hardware.policy_device) if ranks.size > 1 else next(model.parameters()).device
+        self._passes = Passes(train, hardware, self._device)
+        for each in (model, reference):
+            if each is not None and hardware.packing is not Packing.padded:
+                use_packed_attention(each)
         if hardware.activation_checkpointing:
             _checkpoint_activations(model)
-        self._replicas = Replicas(model, num_replicas(model))
+        if ranks.size > 1:
+            self._workers = ShardedModel(model, ranks, self._device)
+            self._reference = None if reference is None else ShardedModel(reference, ranks, self._device)
+        else:
+            self._workers = Replicas(model, num_replicas(model))
+            self._reference = reference
+        self.optimizer = build_optimizer(model, train, seed=seed, rank=ranks.rank)
+
+    @property
+    def whole_model(self) -> Any:
+        """The model with whole parameters, as engines read it; where it is sharded, all ranks must read it together."""
+        return GatheredModel(self.model) if isinstance(self._workers, ShardedModel) else self.model
+
+    @property
+    def _forward_model(self) -> PreTrainedModel | ShardedModel:
+        """What a forward pass goes through."""
+        return self._workers if isinstance(self._workers, ShardedModel) else self.model
 
     def log_probs(self, batch: TrainBatch) -> list[Tensor]:
-        """[T_i] log-probs of every response under the current weights, without gradient, on the CPU."""
-        return self._frozen_log_probs(self.model, batch, range(len(batch)))
+        """[T_i] log-probs of every response under the current weights, without gradient, on the CPU.
 
-    def _frozen_log_probs(self, model: PreTrainedModel, batch: TrainBatch, rows: Sequence[int]) -> list[Tensor]:
-        """[T_i] for each of these rows, [0] for the others."""
-        results: list[Tensor] = [torch.empty(0)] * len(batch)
-        with torch.no_grad():
-            for part in self._micro_batches(batch, rows, self._hardware.micro_batch_tokens):
-                log_probs, _ = response_log_probs(model, self._collate(batch, part), self._forward)
-                for row, values in zip(part, log_probs.cpu(), strict=True):
-                    results[row] = values[: batch.response_length(row)].clone()
-        return results
-
-    def _collate(self, batch: TrainBatch, rows: Sequence[int]) -> MicroBatch:
-        return collate(batch, rows, self._device, self._hardware.packing)
-
-    def _micro_batches(self, batch: TrainBatch, rows: Sequence[int], max_tokens: int) -> list[list[int]]:
-        parts = self._train.gradient_accumulation_steps
-        if parts is not None:
-            parts = max(1, -(-parts * len(rows) // self._train.train_batch_size))
-        return micro_batch_rows(batch, rows, max_tokens=max_tokens, num_parts=parts, packing=self._hardware.packing)
-
-    def _shares(self, batch: TrainBatch, rows: Sequence[int]) -> list[list[Sequence[int]]]:
-        """Micro-batches of every replica, which together hold as many tokens as one model's would.
-
-        Tries smaller ones until no replica has to wait long for another.
+        Every rank may have a batch of its own.
         """
-        num = len(self._replicas)
-        if num == 1:
-            return [[*self._micro_batches(batch, rows, self._hardware.micro_batch_tokens)]]
-        longest, shares = math.inf, []
-        num_tokens = sum(len(batch.token_ids[row]) for row in rows)
-        most = min(self._hardware.micro_batch_tokens, num_tokens) // num
-        for eighths in (8, 7, 6, 5, 4):
-            parts = self._micro_batches(batch, rows, most * eighths // 8)
-            loads = [sum(len(batch.token_ids[row]) for row in part) for part in parts]
-            dealt, load = deal(parts, loads, num)
-            if load < longest:
-                longest, shares = load, dealt
-            if num * longest <= _FAIR * num_tokens or self._train.gradient_accumulation_steps is not None:
-                break  # fair, or a number of parts that no budget changes
-        return shares
+        parts: Sequence[Part] = self._passes.cut(batch, range(len(batch)))
+        if isinstance(self._workers, ShardedModel):
+            parts = self._workers.filled_up(parts)
+        found = self._passes.log_probs_of(self._forward_model, batch, parts, self._forward)
+        return [found[row] for row in range(len(batch))]
 
     def _trained(self, batch: TrainBatch, rows: Sequence[int]) -> list[int]:
         """Those of the rows that can have a gradient.
@@ -180,14 +167,38 @@ class Policy:
             group["lr"] = rate
         trained = self._trained(batch, range(len(batch)))
         targets = _TokenTargets(
-            old=None if self._train.updates_per_step == 1 else self._frozen_log_probs(self.model, batch, trained),
+            old=self._old_log_probs(batch, trained),
             ref=None if self._reference is None else self._frozen_log_probs(self._reference, batch, trained),
         )
+        self._seen.clear()
         statistics = UpdateStatistics()
         parts = self._optimizer_batches(len(batch), step)
         for rows in parts:
             self._optimizer_step(batch, rows, targets, statistics)
-        return {**statistics.metrics(len(parts)), "policy/learning_rate": rate}
+        metrics = {**statistics.metrics(len(parts)), "policy/learning_rate": rate}
+        if (
+            batch.staleness > 0
+        ):  # the ratio then holds what an update and a mismatch have made of the log-probs together
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("mismatch/")}
+        return metrics
+
+    def seen_log_probs(self, batch: TrainBatch) -> dict[int, Tensor]:
+        """[T_i] nats by row, as the last update last saw them, on the CPU: the rows that this process trained on."""
+        return {row: values[: batch.response_length(row)].cpu() for row, values in self._seen.items()}
+
+    def _frozen_log_probs(
+        self, model: PreTrainedModel | ShardedModel, batch: TrainBatch, rows: Sequence[int]
+    ) -> list[Tensor]:
+        return self._passes.frozen_log_probs(model, batch=batch, rows=rows, settings=self._forward)
+
+    def _old_log_probs(self, batch: TrainBatch, rows: Sequence[int]) -> list[Tensor] | None:
+        """What the ratio is taken to: the policy before the update, or, of stale completions, who sampled them.
+
+        REINFORCE has no ratio; its weights, `loss.importance_cap`, compare the policy with the sampler themselves.
+        """
+        if batch.staleness > 0 and self._loss.objective is not ObjectiveName.reinforce:
+            return list(batch.sampler_log_probs)
+        return None if self._train.updates_per_step == 1 else self._frozen_log_probs(self._forward_model, batch, rows)
 
     def _optimizer_batches(self, num_sequences: int, step: int) -> list[list[int]]:
         """Sequences of every optimiser step; shuffled, by (seed, step), where there are several."""
@@ -213,28 +224,42 @@ class Policy:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
 
-        def backward(model: PreTrainedModel, parts: Sequence[Sequence[int]]) -> UpdateStatistics:
+        def backward(model: Any, parts: Sequence[Part]) -> UpdateStatistics:
             seen = UpdateStatistics()
             for part in parts:
-                self._micro_batch_loss(model, batch, self._collate(batch, part), weights, targets, seen).backward()
-            return seen
+                if part is None:
+                    loss = self._passes.idle_loss(model, self._forward)
+                else:
+                    micro_batch = self._passes.collate(batch, part)
+                    loss = self._micro_batch_loss(model, batch, micro_batch, weights, targets, seen)
+                loss.backward()
+            return seen if self._ranks.size == 1 else seen.on_cpu()
 
-        results = self._replicas.run(backward, self._shares(batch, trained))
+        results = self._workers.run(backward, self._passes.deal(batch, trained, self._workers))
         for seen in results:
             statistics.merge(seen)
         total = sum(float(seen.sums.get("loss", 0.0)) for seen in results)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._train.max_grad_norm)
-        grad_norm = float(norm)
+        grad_norm = float(whole_tensor(norm))
         if math.isfinite(grad_norm) and math.isfinite(total):
-            self.optimizer.step()
+            self._move_weights()
         else:
             statistics.num_skipped += 1
         statistics.grad_norms.append(grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _move_weights(self) -> None:
+        """The optimiser's own step; with `hardware.optimizer_offload` its state is on the device for that long only."""
+        offloads = self._hardware.optimizer_offload
+        if offloads:
+            move_state(self.optimizer, self._device)
+        self.optimizer.step()
+        if offloads:
+            move_state(self.optimizer, torch.device("cpu"))
+
     def _micro_batch_loss(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | ShardedModel,
         batch: TrainBatch,
         micro_batch: MicroBatch,
         weights: Tensor,
@@ -246,7 +271,7 @@ class Policy:
         advantages = batch.advantages[rows].to(self._device).unsqueeze(1)
         row_weights = weights[rows].to(self._device)
         on_policy = targets.old is None and targets.ref is None and self._loss.importance_cap is None
-        policy, entropies = response_log_probs(
+        policy, entropies = model_log_probs(
             model,
             micro_batch,
             self._forward,
@@ -258,6 +283,7 @@ class Policy:
             sampler=micro_batch.pad(batch.sampler_log_probs),
             ref=None if targets.ref is None else micro_batch.pad(targets.ref),
         )
+        self._seen.update(zip(rows, policy.detach(), strict=True))
         losses = token_losses(self._loss, log_probs, advantages, mask)
         loss = weighted_sum(losses, row_weights, mask)
         statistics.add(log_probs, entropies, clipped_tokens(self._loss, log_probs, advantages, mask), loss, mask)

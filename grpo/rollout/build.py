@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo.config import EngineName, HardwareConfig
+from grpo.config import EngineName, EngineProcess, HardwareConfig, RunConfig
 from grpo.types import Engine
 
 if TYPE_CHECKING:
@@ -46,11 +47,60 @@ def _missing_device(cfg: HardwareConfig) -> str:
 def _missing_engine(cfg: HardwareConfig) -> str:
     if cfg.engine is EngineName.torch:
         return ""
-    package = "" if importlib.util.find_spec("vllm") else "vLLM (pip install -e '.[vllm]') and "
-    return (
-        f"hardware.engine=vllm needs {package}an adapter that this version does not have yet; use "
-        "hardware.engine=torch, which needs nothing (hardware=cpu and hardware=mps do)"
-    )
+    from grpo.rollout.vllm_probe import installed_version, version_problem
+
+    return version_problem(installed_version()) or _wrong_process(cfg)
+
+
+def _wrong_process(cfg: HardwareConfig) -> str:
+    """Why vLLM cannot run on the engine's device, in the process that the config names for it."""
+    if torch.device(cfg.engine_device).type == "mps":
+        return "vLLM does not run on mps; use hardware.engine=torch"
+    if cfg.engine_process is EngineProcess.child:
+        return ""
+    remedy = "use hardware.engine_process=child"
+    if cfg.engine_device != cfg.policy_device:
+        return (
+            f"vLLM in the trainer's process takes the policy's device, which is {cfg.policy_device} and not "
+            f"hardware.engine_device={cfg.engine_device}; {remedy}"
+        )
+    if torch.device(cfg.engine_device).index not in (None, 0):
+        return f"vLLM in the trainer's process takes the first GPU, not {cfg.engine_device}; {remedy}"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"vLLM in the trainer's process cannot be one of several ranks; {remedy}"
+    return ""
+
+
+def check_engine(cfg: RunConfig) -> None:
+    """Compares what vLLM needs of the model and of its GPU with what there is, before any weights are loaded.
+
+    Args:
+        cfg: with `model.path` set; other engines need nothing.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if cfg.hardware.engine is EngineName.torch:
+        return
+    from transformers import AutoConfig
+
+    from grpo.rollout import vllm_checks
+    from grpo.rollout.vllm_engine import check_sampling
+    from grpo.rollout.vllm_probe import known_architectures
+
+    check_sampling(cfg.training_sampling(()))
+    check_sampling(cfg.evaluation_sampling(()))
+    try:
+        config = AutoConfig.from_pretrained(str(cfg.model.path), revision=cfg.model.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return  # loading the model says what is wrong with it
+    vllm_checks.check_architecture(str(cfg.model.path), config.architectures or (), known_architectures())
+    longest = max(cfg.sampling.max_tokens, cfg.evaluation.max_tokens or 0)
+    vllm_checks.check_context(longest, config.max_position_embeddings)
+    device = torch.device(cfg.hardware.engine_device)
+    if device.type == "cuda":
+        memory, holders = vllm_checks.gpu_memory(device), vllm_checks.memory_holders(device)
+        vllm_checks.check_gpu_memory(device, cfg.hardware.engine_memory_fraction, memory, holders)
 
 
 def build_engine(
@@ -60,8 +110,29 @@ def build_engine(
     *,
     end_ids: Sequence[int],
     compute_dtype: torch.dtype,
+    log: Path | None = None,
+    warn: Callable[[str], None] = print,
 ) -> Engine:
-    """The engine that the config names, with the model's weights as version 0."""
+    """The engine that the config names, with the model's weights as version 0.
+
+    Args:
+        cfg: names the engine.
+        model: the policy's.
+        tokenizer: its tokenizer.
+        end_ids: tokens that end a completion.
+        compute_dtype: of matrix products.
+        log: where a vLLM in a child process prints; None is a file in the folder for temporary ones.
+        warn: told what a user should know of the engine while the run goes on.
+
+    Raises:
+        ValueError: vLLM cannot run the model; one sentence.
+    """
+    if cfg.engine is EngineName.vllm:
+        from grpo.rollout.vllm_build import build_vllm_engine
+
+        return build_vllm_engine(
+            cfg, model, tokenizer, end_ids=end_ids, compute_dtype=compute_dtype, log=log, warn=warn
+        )
     from grpo.rollout.torch_engine import TorchEngine
 
     return TorchEngine(
@@ -71,4 +142,5 @@ def build_engine(
         dtype=compute_dtype,
         device=torch.device(cfg.engine_device),
         cache_tokens=cfg.engine_cache_tokens,
+        own_weights=cfg.overlap,
     )

@@ -6,6 +6,7 @@ waits. Sampling is keyed by (seed, step, problem, sample, position): see `grpo.r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from threading import Event
@@ -36,6 +37,7 @@ class TorchEngine:
         dtype: torch.dtype,
         device: torch.device,
         cache_tokens: int,
+        own_weights: bool = False,
     ):
         """Refers to the model's weights where dtype and device allow it.
 
@@ -46,8 +48,10 @@ class TorchEngine:
             dtype: of matrix products.
             device: where to sample.
             cache_tokens: positions that the key-value cache holds at once, over all rows.
+            own_weights: sample from a copy, which stays as it is until `sync` while the model is being changed.
         """
-        self._decoder = Decoder(model, dtype=dtype, device=device)
+        self._copy = copy.deepcopy(model) if own_weights else None
+        self._decoder = Decoder(model if self._copy is None else self._copy, dtype=dtype, device=device)
         self._tokenizer = tokenizer
         self._pieces = token_bytes(tokenizer, model.config.vocab_size)
         self._end_ids = tuple(end_ids)
@@ -63,8 +67,16 @@ class TorchEngine:
 
     def sync(self, model: Any, version: int) -> None:
         """Takes over the model's weights; nothing is copied where the policy's weights are used as they are."""
-        self._decoder.load(model)
+        if self._copy is not None:
+            self._copy.load_state_dict(model.state_dict())
+        self._decoder.load(model if self._copy is None else self._copy)
         self._version = version
+
+    def sleep(self) -> None:
+        """Nothing is held between calls."""
+
+    def wake(self) -> None:
+        """Nothing was given back."""
 
     def close(self) -> None:
         """Nothing is held that the policy does not hold."""

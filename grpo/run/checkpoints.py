@@ -3,20 +3,27 @@
 checkpoints/step_000050/
     config.json, model*.safetensors, tokenizer files    `AutoModelForCausalLM.from_pretrained` loads the folder
     optimizer.safetensors                               <state name>/<parameter name>, in the optimiser's dtype
+    optimizer/                                          in its place if several ranks saved it: see `sharded_state`
     state.json                                          step, updates skipped in a row
+    ahead.jsonl                                         rollouts of the next step, with hardware.overlap
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from grpo.distributed import ONE_RANK, Ranks
+from grpo.run import sharded_state
 from grpo.run.files import remove_folder, replace_folder
+from grpo.run.kept_rollouts import load_rollouts, save_rollouts
+from grpo.types import Drawn
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -28,10 +35,12 @@ class TrainState:
     Attributes:
         step: GRPO steps that are done.
         skipped_in_a_row: steps at the end of them whose update was skipped.
+        ahead: rollouts of the step after, if they are drawn already.
     """
 
     step: int = 0
     skipped_in_a_row: int = 0
+    ahead: Drawn | None = None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -48,7 +57,14 @@ def step_of(checkpoint: Path) -> int:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, *, keep_last: int
+    folder: Path,
+    state: TrainState,
+    model: Any,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep_last: int,
+    ranks: Ranks = ONE_RANK,
 ) -> Path:
     """Writes a checkpoint aside, syncs it, renames it, and then drops the oldest ones.
 
@@ -59,20 +75,32 @@ def save_checkpoint(
         tokenizer: saved with them.
         optimizer: over the model's parameters.
         keep_last: how many checkpoints stay.
+        ranks: who holds the model; all of them call this together.
 
     Raises:
-        OSError: no room; what was there before is whole.
+        OSError: no room; what was there before is whole. If one rank raises, all do.
     """
     target = folder / "checkpoints" / f"step_{state.step:06d}"
-    with replace_folder(target) as aside:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        _save_optimizer(aside / "optimizer.safetensors", model, optimizer)
-        values = {"step": state.step, "skipped_in_a_row": state.skipped_in_a_row}
-        (aside / "state.json").write_text(json.dumps(values))
-    for old in checkpoints_in(folder)[:-keep_last]:
-        remove_folder(old)
+    with ExitStack() as stack:
+        aside = ranks.from_first(lambda: stack.enter_context(replace_folder(target)))
+        if ranks.size == 1:
+            model.save_pretrained(aside)
+            _save_optimizer(aside / "optimizer.safetensors", model, optimizer)
+        else:
+            sharded_state.save_weights(aside, model, ranks)
+            sharded_state.save_optimizer(aside / sharded_state.OPTIMIZER_FOLDER, model, optimizer)
+        ranks.from_first(lambda: _save_rest(aside, state, tokenizer))
+        ranks.from_first(stack.pop_all().close)  # renames it
+    ranks.from_first(lambda: [remove_folder(old) for old in checkpoints_in(folder)[:-keep_last]])
     return target
+
+
+def _save_rest(folder: Path, state: TrainState, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(folder)
+    values = {"step": state.step, "skipped_in_a_row": state.skipped_in_a_row}
+    (folder / "state.json").write_text(json.dumps(values))
+    if state.ahead is not None:
+        save_rollouts(folder / "ahead.jsonl", state.ahead.groups)
 
 
 def _save_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -87,11 +115,27 @@ def _save_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) ->
 
 
 def load_checkpoint(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Puts weights and optimiser state back, bit by bit.
+    """Puts weights and optimiser state back, bit by bit, on as many ranks as there are now.
 
     Raises:
         ValueError: files are missing, or do not fit the model.
     """
+    parts = checkpoint / sharded_state.OPTIMIZER_FOLDER
+    if hasattr(next(model.parameters()), "device_mesh"):  # this rank's parts
+        sharded_state.load_optimizer(parts if parts.is_dir() else checkpoint, model, optimizer)
+        sharded_state.load_weights(checkpoint, model)
+    elif not (checkpoint / "optimizer.safetensors").exists():  # several ranks saved it
+        sharded_state.load_optimizer(parts, model, optimizer)
+        _load_weights(checkpoint, model)
+    else:
+        _load_weights(checkpoint, model)
+        _load_optimizer(checkpoint / "optimizer.safetensors", model, optimizer)
+    state = TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    ahead = checkpoint / "ahead.jsonl"
+    return replace(state, ahead=Drawn(state.step + 1, load_rollouts(ahead))) if ahead.exists() else state
+
+
+def _load_weights(checkpoint: Path, model: Any) -> None:
     from safetensors.torch import load_file
 
     weights: dict[str, torch.Tensor] = {}
@@ -107,11 +151,14 @@ def load_checkpoint(checkpoint: Path, model: Any, optimizer: torch.optim.Optimiz
             "resume with the config that it was saved with"
         )
     model.load_state_dict(weights, strict=False)
-    moments = load_file(checkpoint / "optimizer.safetensors")
+
+
+def _load_optimizer(file: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
+    from safetensors.torch import load_file
+
     parameters = dict(model.named_parameters())
-    for key, value in moments.items():
+    for key, value in load_file(file).items():
         state, name = key.split("/", 1)
         parameter = parameters[name]
         device = parameter.device if state != "step" or optimizer.defaults.get("fused") else value.device
         optimizer.state[parameter][state] = value.to(device)
-    return TrainState(**json.loads((checkpoint / "state.json").read_text()))

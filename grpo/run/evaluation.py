@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo.distributed import ONE_RANK, Ranks
 from grpo.run.statistics import wilson_interval
 from grpo.types import (
     Completion,
@@ -27,8 +28,9 @@ def evaluate(
     prompt_ids: Mapping[Problem, Sequence[int]],
     sampling: Sampling,
     seed: int,
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Samples one completion of every problem in one call, and grades each as soon as it has ended.
+    """Samples one completion of every problem, in one call on every rank, and grades each as soon as it has ended.
 
     Args:
         engine: of the run.
@@ -37,19 +39,22 @@ def evaluate(
         prompt_ids: of each problem.
         sampling: temperature 0 is greedy.
         seed: of the run. The random numbers are the same at every step, so that differences are the weights'.
+        ranks: who shares the problems out among them.
 
     Returns:
         A row for each problem, and the metrics `eval/...`. Grader errors are not right, and are counted.
     """
-    keys = [SampleKey(seed, 0, place, 0) for place in range(len(problems))]
-    prompts = [prompt_ids[problem] for problem in problems]
+    own = ranks.share(problems)
+    keys = ranks.share([SampleKey(seed, 0, place, 0) for place in range(len(problems))])
+    prompts = [prompt_ids[problem] for problem in own]
     pending: dict[int, PendingGrade] = {}
 
     def submit(place: int, completion: Completion) -> None:
-        pending[place] = grader.submit(completion.text, problems[place].answer, keys[place])
+        pending[place] = grader.submit(completion.text, own[place].answer, keys[place])
 
-    completions = [group[0] for group in engine.generate(prompts, [[key] for key in keys], sampling, submit)]
-    grades = [pending[place].result() for place in range(len(problems))]
+    drawn = [group[0] for group in engine.generate(prompts, [[key] for key in keys], sampling, submit)]
+    answers = ranks.collect([(completion, pending[place].result()) for place, completion in enumerate(drawn)])
+    completions, grades = [answer[0] for answer in answers], [answer[1] for answer in answers]
     rows = [_row(*triple) for triple in zip(problems, completions, grades, strict=True)]
     return rows, _metrics(completions, grades)
 

@@ -26,7 +26,10 @@ from grpo.run.files import remove_folder, sweep_leftovers, write_atomic
 from grpo.run.metrics import JsonlLog
 
 # What may differ between a run and its continuation: nothing that the weights or metrics depend on.
-_FREE = ("resume", "output_dir", "logging", "checkpoint", "hardware", "model.warm_start.cache_dir")
+_FREE = (
+    *("resume", "output_dir", "logging", "checkpoint", "hardware", "launch", "sweep"),
+    *("model.warm_start.cache_dir", "evaluation.base_cache_dir"),
+)
 
 
 def open_run_folder(cfg: RunConfig, folder: Path, warn: Callable[[str], None]) -> Path | None:

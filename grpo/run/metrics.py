@@ -15,7 +15,7 @@ from grpo.run.files import append_lines, write_atomic
 
 def is_timing(key: str) -> bool:
     """Whether a metric depends on the machine's speed and memory, and so may differ after a resume."""
-    return key.startswith(("time/", "memory/")) or key.endswith("_per_s")
+    return key.startswith(("time/", "overlap/", "memory/")) or key.endswith("_per_s")
 
 
 class JsonlLog:

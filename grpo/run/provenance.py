@@ -32,7 +32,8 @@ def collect() -> dict[str, Any]:
         "devices": _devices(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "git": git_state(_ROOT),
-        "command": shlex.join(sys.orig_argv),
+        # What a person would type: the point of a sweep is started with a config that its launcher has frozen.
+        "command": os.environ.get("GRPO_TYPED_COMMAND") or shlex.join(sys.orig_argv),
         "folder": os.getcwd(),
     }
 

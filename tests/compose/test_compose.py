@@ -10,7 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from grpo.config import RunConfig, compose_run_config
+from grpo.config import LaunchConfig, RunConfig, compose_run_config, to_dict
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "loss", "data", "reward")
@@ -59,8 +59,24 @@ def test_every_experiment_composes_with_every_hardware(experiment: str, hardware
     assert (CONF / "experiment" / f"{experiment}.yaml").read_text().startswith("# @package _global_\n# ")
 
 
+@pytest.mark.parametrize("launch", options("launch"))
+def test_every_launch_composes_and_changes_nothing_else(launch: str) -> None:
+    config = compose_run_config([f"launch={launch}"])
+    assert config.launch.name == launch
+    assert replace(config, launch=LaunchConfig()) == compose_run_config([])
+    # The file shows every setting with its default.
+    shown = yaml.safe_load((CONF / "launch" / f"{launch}.yaml").read_text()).get("launch")
+    assert shown is None or shown == {**to_dict(LaunchConfig()), "name": launch}
+
+
+def test_the_search_with_optuna_composes() -> None:
+    """What it tries is not known before."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert compose_run_config(["sweep=optuna", "train.learning_rate=2e-6"]).train.learning_rate == 2e-6
+
+
 @pytest.mark.parametrize("experiment", [None, "quickstart"])
-@pytest.mark.parametrize("sweep", options("sweep"))
+@pytest.mark.parametrize("sweep", [name for name in options("sweep") if name != "optuna"])
 def test_every_point_of_every_sweep_composes(sweep: str, experiment: str | None) -> None:
     base = [f"sweep={sweep}", *([f"experiment={experiment}"] if experiment else [])]
     configs = [compose_run_config([*base, *point]) for point in points(sweep)]

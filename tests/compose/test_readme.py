@@ -19,7 +19,7 @@ BLOCKS = [body.replace("\\\n", " ") for body in re.findall(r"^```\w*\n(.*?)^```$
 PROGRAMS = ("python -m grpo.train", "python -m grpo.warm_start")
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
 GROUPS = {group: options for group, options in GROUPS.items() if options}
-SECTIONS = "model|hardware|loss|data|reward|train|sampling|evaluation|checkpoint|logging"
+SECTIONS = "model|hardware|loss|data|reward|train|sampling|evaluation|checkpoint|logging|sweep|launch"
 TABLE_ROWS = [
     [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
     for line in PAGE.splitlines()
@@ -47,7 +47,7 @@ def compositions(command: str) -> Iterator[list[str]]:
     words = words[words.index("-m") + 2 :]
     if "--help" in words:
         return
-    multirun = "--multirun" in words
+    multirun = "--multirun" in words or "launch=slurm" in words
     words = words[: words.index("--cfg")] + words[words.index("--cfg") + 2 :] if "--cfg" in words else words
     overrides = [word for word in words if not word.startswith("--")]
     for name in [word.removeprefix("sweep=") for word in overrides if word.startswith("sweep=")]:
@@ -118,7 +118,7 @@ def test_every_option_that_is_named_exists() -> None:
 
 def test_every_setting_that_is_named_exists() -> None:
     named = set(re.findall(rf"(?<![\w./])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)", PAGE))
-    settings = {name for name in named if not name.endswith((".py", ".log", ".jsonl", ".yaml"))}
+    settings = {name for name in named if not name.endswith((".py", ".log", ".json", ".jsonl", ".yaml", ".csv"))}
     assert len(settings) > 30
     assert not settings - set(known_keys())
 

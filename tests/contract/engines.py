@@ -5,10 +5,16 @@ Another engine is one entry of `ENGINES`.
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,10 +44,12 @@ class EngineKind:
     Attributes:
         build: from model, tokenizer, end-of-sequence ids and the number of cached positions it may hold at once.
         tolerance: nats.
+        families: of `FAMILIES`, that it is held to; None is all.
     """
 
     build: Callable[[Any, Any, Sequence[int], int], Engine]
     tolerance: float
+    families: tuple[str, ...] | None = None
 
 
 def torch_engine(
@@ -69,17 +77,92 @@ def gpu_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_tokens:
     return torch_engine(model, tokenizer, end_ids, cache_tokens, device=gpu_device())
 
 
+@dataclass
+class Lent:
+    """A vLLM that outlives its engine: building one takes seconds, and handing it other weights does not."""
+
+    backend: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def close(self) -> None:
+        """It is closed when the tests end."""
+
+
+def vllm_settings(model: Any, cache_tokens: int = 4096) -> Any:
+    """As `hardware=cpu hardware.engine=vllm` has it."""
+    from grpo.config import compose_run_config
+    from grpo.rollout.vllm_build import vllm_settings
+
+    overrides = ["hardware=cpu", "hardware.engine=vllm", f"hardware.engine_cache_tokens={cache_tokens}"]
+    return vllm_settings(compose_run_config(overrides).hardware, model, torch.float32)
+
+
+def child_options(**changes: Any) -> Any:
+    """A child on the CPU, with buckets so small that these models need several."""
+    from grpo.rollout.vllm_child_backend import ChildOptions
+
+    folder = Path(tempfile.mkdtemp(prefix="grpo-vllm-"))
+    return ChildOptions(
+        **{
+            "log": folder / "vllm.log",
+            "warn": print,
+            "policy_device": torch.device("cpu"),
+            "variables": {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"},
+            "bucket_bytes": 100_000,
+            **changes,
+        }
+    )
+
+
+@cache
+def _vllm(settings: str, in_child: bool) -> Any:
+    from grpo.rollout.vllm_child_backend import VllmChild
+    from grpo.rollout.vllm_core import VllmCore
+    from grpo.rollout.vllm_types import VllmSettings
+
+    kind = VllmSettings(**json.loads(settings))
+    backend = VllmChild(kind, child_options()) if in_child else VllmCore(kind)
+    atexit.register(backend.close)
+    return backend
+
+
+def vllm_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_tokens: int = 4096, in_child: bool = False):
+    """vLLM in this process or in a child, one for every shape of model."""
+    from grpo.rollout.vllm_engine import VllmEngine
+
+    settings = json.dumps(asdict(vllm_settings(model, cache_tokens)))
+    return VllmEngine(Lent(_vllm(settings, in_child)), model, tokenizer, end_ids=end_ids)
+
+
+def vllm_child_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_tokens: int = 4096):
+    """All caches alike: starting a child takes a quarter of a minute, and small caches are vLLM's own business."""
+    del cache_tokens
+    return vllm_engine(model, tokenizer, end_ids, in_child=True)
+
+
 ENGINES = [pytest.param(EngineKind(torch_engine, tolerance=1e-5), id="torch")]
 if gpu_device() is not None:
     ENGINES.append(pytest.param(EngineKind(gpu_engine, tolerance=1e-4), id="torch_gpu", marks=pytest.mark.gpu))
+if importlib.util.find_spec("vllm") is not None or os.environ.get("REQUIRE_VLLM") == "1":
+    _TIED_AND_UNTIED = ("qwen2", "qwen2_tied")
+    ENGINES += [
+        pytest.param(EngineKind(vllm_engine, tolerance=1e-5), id="vllm", marks=pytest.mark.vllm),
+        pytest.param(
+            EngineKind(vllm_child_engine, tolerance=1e-5, families=_TIED_AND_UNTIED),
+            id="vllm_child",
+            marks=pytest.mark.vllm,
+        ),
+    ]
 
 _SIZES: Mapping[str, Any] = {
     "vocab_size": 320,
-    "hidden_size": 32,
+    "hidden_size": 64,  # two heads of 32: vLLM on a CPU has no smaller ones
     "intermediate_size": 48,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": CONTEXT,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -98,11 +181,19 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES)),
     "qwen2_tied": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=True)),
     "qwen2_yarn": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES, rope_parameters=_YARN)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=16)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=48)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES)),
     "llama3": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, rope_parameters=_LLAMA3_ROPE)),
     "llama_bias": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, attention_bias=True, mlp_bias=True)),
 }
+
+
+KINDS_AND_FAMILIES = [
+    pytest.param(kind, family, id=f"{param.id}-{family}", marks=param.marks)
+    for param in ENGINES
+    for kind in param.values
+    for family in kind.families or FAMILIES
+]
 
 
 def tiny_model(family: str = "qwen2", seed: int = 0) -> Any:
@@ -110,7 +201,7 @@ def tiny_model(family: str = "qwen2", seed: int = 0) -> Any:
     model = FAMILIES[family]().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        parameter.normal_(std=0.15, generator=generator)
+        parameter.normal_(std=0.12, generator=generator)
         if "norm" in name:
             parameter += 1
     return model
@@ -154,9 +245,10 @@ def scripted_model(tokenizer: PreTrainedTokenizerFast, script: Sequence[int]) ->
     Its layers add nothing; embeddings are one-hot, and the head maps each to its successor with a logit of about 100.
     """
     assert len(set(script)) == len(script)
-    size = -(-len(tokenizer) // 4) * 4  # two heads of an even size
-    sizes = {**_SIZES, "vocab_size": size, "hidden_size": size, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model: Any = Qwen2ForCausalLM(Qwen2Config(**sizes, head_dim=size // 2)).eval().requires_grad_(False)
+    size = _SIZES["vocab_size"]  # all models of one shape, for the sake of vLLM
+    assert len(tokenizer) <= size
+    sizes = {**_SIZES, "hidden_size": size, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model: Any = Qwen2ForCausalLM(Qwen2Config(**sizes)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.fill_(1.0 if "norm" in name else 0.0)
     model.model.embed_tokens.weight.copy_(torch.eye(size))

@@ -6,23 +6,27 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         *("grpo.train", "grpo.loop", "grpo.rollout.torch_engine", "grpo.run.folder", "grpo.run.summary"),
         *("transformers.models.qwen2.modeling_qwen2", "transformers.core_model_loading", "safetensors.torch"),
+        *("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.tensor"),
         *("matplotlib.figure", "matplotlib.backends.backend_agg", "tokenizers", "PIL.PngImagePlugin"),
     ]
 )
 
 
-def start(overrides: Sequence[str], log: Path) -> ForkServerProcess:
-    """`python -m grpo.train` with these overrides; what it prints is appended to `log`."""
-    process = _SERVER.Process(target=_main, args=(list(overrides), str(log)))
+def start(
+    overrides: Sequence[str], log: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> ForkServerProcess:
+    """`python -m grpo.train` with these overrides and variables; what it prints is appended to `log`."""
+    process = _SERVER.Process(target=_main, args=(list(overrides), str(log), dict(environment)))
     process.start()
     return process
 
@@ -47,7 +51,8 @@ def wait_until(condition: Callable[[], bool], process: ForkServerProcess, timeou
     raise TimeoutError(f"waited {timeout_s} s for process {process.pid}")
 
 
-def _main(overrides: list[str], log: str) -> None:
+def _main(overrides: list[str], log: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -222,7 +222,7 @@ def test_a_model_of_the_hub_that_cannot_be_reached(tmp_path: Path, tiny: Overrid
     assert done.stderr.startswith("grpo: ")
     assert done.stderr.count("\n") == 1
     assert "'nobody/nothing-of-that-name' cannot be loaded (" in done.stderr
-    assert "check the name, or model.path=<folder> for weights on this machine" in done.stderr
+    assert "check the name, load it beforehand with `python -m grpo.download" in done.stderr
 
 
 def test_an_output_folder_that_cannot_be_made(

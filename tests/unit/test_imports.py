@@ -51,10 +51,10 @@ def test_imports_point_one_way(path: Path) -> None:
         assert others <= {"types"}
         assert {name.split(".")[0] for name in imported(path)} <= {"grpo", "torch", *sys.stdlib_module_names}
     elif own in PACKAGES:
-        assert others <= BELOW | {"rl", "parallel"}
+        assert others <= BELOW | {"rl", "parallel", "distributed"}
     elif own == "parallel":
         assert not others
-    elif own in BELOW:
+    elif own in (*BELOW, "distributed"):
         assert others <= BELOW
     elif own == "loop":
         assert "train" not in others

@@ -31,8 +31,9 @@ def test_wheel_and_sdist_hold_what_a_run_needs(tmp_path: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"grpo/{path.relative_to(ROOT).as_posix()}" in held
-    for path in (ROOT / "grpo" / "data" / "prompts").iterdir():
-        assert path.relative_to(ROOT).as_posix() in held
+    for folder in ("data/prompts", "run/report/templates"):
+        for path in (ROOT / "grpo" / folder).iterdir():
+            assert path.relative_to(ROOT).as_posix() in held
     assert "grpo/conf/__init__.py" in held
     assert "hydra_plugins/grpo_launchers/subprocess_launcher.py" in held
     assert "hydra_plugins/__init__.py" not in held

@@ -167,3 +167,17 @@ def test_missing_file_of_an_option_says_what_it_wants(name, tmp_path, monkeypatc
     sentence = error(Path(path), config(name=name, train_path=path))
     for part in (path, str(tmp_path), f"data={name} wants", "'problem', 'answer'", "data.train_path=..."):
         assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("math", "load it with `python -m grpo.download dataset`, or"),
+        ("gsm8k", "load it with `python -m grpo.download dataset --id openai/gsm8k"),
+        ("mine", "put the file there, or"),
+    ],
+)
+def test_a_missing_file_of_a_known_set_can_be_downloaded(name: str, remedy: str) -> None:
+    folder = Path("data", name)
+    cfg = config(name=name, train_path=str(folder / "train.jsonl"), test_path=str(folder / "none.jsonl"))
+    assert remedy in error(folder / "none.jsonl", cfg)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from grpo.config import BuildConfig, HardwareConfig, LossConfig, TrainConfig
+from grpo.distributed import ONE_RANK
 from grpo.policy.forward import ForwardSettings
 from grpo.policy.load import build_model
 from grpo.policy.replicas import Replicas
+from grpo.policy.sharding import whole_tensor
 from grpo.policy.small_tokenizer import build_small_tokenizer
 from grpo.policy.update import Policy
 from grpo.rl.log_probs import TokenDistribution
@@ -69,7 +71,7 @@ def with_advantages(batch, advantages):
     return TrainBatch(batch.token_ids, batch.prompt_lengths, batch.sampler_log_probs, advantages)
 
 
-def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, replicas=1, **train):
+def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, replicas=1, ranks=ONE_RANK, **train):
     """A policy whose every knob is named by the test."""
     train = {"rollout_batch_size": 12, "train_batch_size": 12, "group_size": 4, "max_grad_norm": 1e9, **train}
     hardware = {"name": "cpu", "policy_device": "cpu", "engine_device": "cpu", **(hardware or {})}
@@ -83,8 +85,10 @@ def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, repl
         max_tokens=MAX_TOKENS,
         seed=seed,
         reference=reference,
+        ranks=ranks,
     )
-    policy._replicas = Replicas(model, replicas)  # not as many as this machine has cores
+    if ranks.size == 1:
+        policy._workers = Replicas(model, replicas)  # not as many as this machine has cores
     return policy
 
 
@@ -94,7 +98,7 @@ def gradients_of_update(policy, batch, step=1):
 
     def note(*_args, **_kwargs):
         if not seen:
-            seen.update({name: p.grad.clone() for name, p in policy.model.named_parameters()})
+            seen.update({name: whole_tensor(p.grad).clone() for name, p in policy.model.named_parameters()})
 
     policy.optimizer.step = note
     policy.update(batch, step)

@@ -30,7 +30,7 @@ def train(num, *, batch=None, loss=LOSS, tokens=48, **knobs):
         model, loss=loss, hardware=hardware, reference=reference, replicas=num, learning_rate=1e-3, **knobs
     )
     metrics = [policy.update(batch or grouped_batch(), step) for step in (1, 2, 3)]
-    assert all(parameter.grad is None for each in policy._replicas.models for parameter in each.parameters())
+    assert all(parameter.grad is None for each in policy._workers.models for parameter in each.parameters())
     return dict(model.named_parameters()), metrics
 
 
@@ -71,7 +71,7 @@ def test_every_micro_batch_goes_through_once_and_all_replicas_work(monkeypatch):
     whole = policy._micro_batch_loss
 
     def noting(own, batch, micro_batch, *rest):
-        seen.append((policy._replicas.models.index(own), torch.get_num_threads(), micro_batch.rows))
+        seen.append((policy._workers.models.index(own), torch.get_num_threads(), micro_batch.rows))
         return whole(own, batch, micro_batch, *rest)
 
     monkeypatch.setattr(policy, "_micro_batch_loss", noting)

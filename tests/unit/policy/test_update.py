@@ -1,12 +1,14 @@
 """The update: what it changes, what it reports, and what it leaves alone."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from grpo.config import LossConfig, LrSchedule, Packing, TrainConfig, compose_run_config
-from grpo.policy.optimizer import learning_rate
+from grpo.policy import update
+from grpo.policy.optimizer import learning_rate, move_state
 from grpo.rl.chunked_head import chunked_log_probs
 from grpo.types import TrainBatch
 from tests.unit.policy.batches import VOCAB, make_policy, ragged_batch, tiny_model, with_advantages
@@ -69,6 +71,73 @@ def test_mismatch_is_the_distance_of_sampler_and_old_log_probs():
     )
     metrics = policy.update(shifted, 1)
     assert metrics["mismatch/mean"] == pytest.approx(0.25, abs=1e-5)
+
+
+def test_the_ratio_of_stale_completions_is_to_the_sampler():
+    """Sampler log-probs 0.1 nat below the policy's: the ratio is e^0.1, and above a clip range of 0.05 throughout."""
+    loss = compose_run_config(["loss=grpo_clip", "loss.cliprange=0.05"]).loss
+    for staleness, ratio in ((0, 1.0), (1, math.exp(0.1))):
+        policy = make_policy(tiny_model(), loss=loss, max_grad_norm=1.0)
+        base = on_policy(policy, ragged_batch(advantages=torch.ones(12)))
+        low = dataclasses.replace(
+            base, sampler_log_probs=tuple(v - 0.1 for v in base.sampler_log_probs), staleness=staleness
+        )
+        metrics = policy.update(low, 1)
+        assert metrics["policy/ratio_mean"] == pytest.approx(ratio, rel=1e-4)
+        assert metrics["policy/clip_fraction"] == pytest.approx(float(staleness), abs=1e-6)
+        assert ("mismatch/mean" in metrics) == (staleness == 0)
+        assert (metrics["policy/grad_norm"] == 0) == (staleness == 1)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_log_probs_that_an_update_has_seen(replicas):
+    advantages = torch.tensor([1.0, -1.0, *[0.0] * 8, 0.5, 0.5])
+    policy = make_policy(tiny_model(), replicas=replicas, hardware={"micro_batch_tokens": 30})
+    batch = ragged_batch(advantages=advantages)
+    expected = policy.log_probs(batch)
+    policy.update(batch, 1)
+    seen = policy.seen_log_probs(batch)
+    assert sorted(seen) == [0, 1, 10, 11]
+    for row, values in seen.items():
+        torch.testing.assert_close(values, expected[row])
+    policy.update(with_advantages(batch, torch.zeros(12)), 2)
+    assert not policy.seen_log_probs(batch)
+
+
+def test_stale_completions_of_a_loss_without_ratio_are_weighted():
+    """Sampler log-probs 0.5 nat below the policy's: a weight of e^0.5, stale or not."""
+    norms = []
+    for staleness in (0, 1):
+        policy = make_policy(tiny_model(), loss=LossConfig(name="x", importance_cap=2.0))
+        base = on_policy(policy, ragged_batch())
+        low = tuple(v - 0.5 for v in base.sampler_log_probs)
+        norms.append(policy.update(dataclasses.replace(base, sampler_log_probs=low, staleness=staleness), 1))
+    assert norms[0]["policy/grad_norm"] == pytest.approx(norms[1]["policy/grad_norm"], rel=1e-6)
+
+
+def test_an_optimiser_that_is_offloaded_has_its_state_on_the_device_for_its_step_alone(monkeypatch):
+    seen = []
+
+    def noting(optimizer, device):
+        seen.append((device.type, len(optimizer.state)))
+        move_state(optimizer, device)
+
+    monkeypatch.setattr(update, "move_state", noting)
+    batch = ragged_batch()
+    here, moved = make_policy(tiny_model()), make_policy(tiny_model(), hardware={"optimizer_offload": True})
+    num = len(list(moved.model.parameters()))
+    for policy in (here, moved):
+        policy.update(batch, 1)
+    assert [place for place, _ in seen] == ["cpu", "cpu"]
+    assert [count for _, count in seen] == [0, num]  # before the first step and after it
+    assert all(torch.equal(p, weights(moved.model)[name]) for name, p in weights(here.model).items())
+    move_state(moved.optimizer, torch.device("meta"))
+    for state in moved.optimizer.state.values():
+        assert {name: value.device.type for name, value in state.items()} == {
+            "step": "cpu",
+            "exp_avg": "meta",
+            "exp_avg_sq": "meta",
+        }
 
 
 def test_kl_is_zero_at_the_reference_and_pulls_back_to_it():

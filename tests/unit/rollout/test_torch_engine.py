@@ -14,8 +14,9 @@ from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
 from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.packing import collate
 from grpo.rl.log_probs import TokenDistribution
-from grpo.rollout import batch
+from grpo.rollout import batch, workers
 from grpo.rollout.decoder import Decoder, KeyValueCache, check_supported
+from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Sampling
 from tests.contract.engines import FAMILIES, keys_of, merged_tokenizer, tiny_model, torch_engine, train_batch
 
@@ -104,7 +105,10 @@ def test_rows_that_have_ended_leave_the_batch(forward_shapes: list[tuple[int, in
     assert len(rows) < 79
 
 
-def test_completions_are_told_of_while_others_are_sampled(forward_shapes: list[tuple[int, int]]) -> None:
+def test_completions_are_told_of_while_others_are_sampled(
+    monkeypatch: pytest.MonkeyPatch, forward_shapes: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(workers, "_ONE_CORE_PRODUCTS", 0)  # a thread of its own would go on meanwhile
     engine = torch_engine(tiny_model(), TOKENIZER, range(0, 320, 8))  # an eighth of all tokens ends a completion
     progress: list[tuple[int, int]] = []  # tokens of the completion, forward passes so far
 
@@ -260,3 +264,21 @@ def test_weights_that_are_nan_give_log_probs_that_are_nan(temperature: float) ->
         for completion in group:
             assert len(completion.token_ids) in range(1, 7)
             assert all(math.isnan(log_prob) for log_prob in completion.sampler_log_probs)
+
+
+def test_own_weights_stay_as_they_are_until_a_sync() -> None:
+    model = tiny_model()
+    sharing = torch_engine(model, TOKENIZER, ())
+    own = TorchEngine(
+        model, TOKENIZER, end_ids=(), dtype=torch.float32, device=CPU, cache_tokens=4096, own_weights=True
+    )
+    greedy, keys = Sampling(temperature=0.0, max_tokens=12), keys_of(4, 1)
+    before = own.generate(PROMPTS, keys, greedy)
+    assert before == sharing.generate(PROMPTS, keys, greedy)
+    model.load_state_dict(tiny_model(seed=1).state_dict())
+    assert own.generate(PROMPTS, keys, greedy) == before
+    assert sharing.generate(PROMPTS, keys, greedy) != before
+    for engine in (own, sharing):
+        engine.sync(model, 1)
+    after = own.generate(PROMPTS, keys, greedy)
+    assert after == sharing.generate(PROMPTS, keys, greedy) != before

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from grpo.config import compose_run_config
-from grpo.run.rollout_metrics import completion_rows, rollout_metrics
+from grpo.policy.small_tokenizer import build_small_tokenizer
+from grpo.run.rollout_metrics import completion_rows, rollout_metrics, token_texts
 from grpo.types import Completion, FinishReason, Grade, Outcome, Problem, RolloutGroup, RunError, TrainBatch
 
 CONFIG = compose_run_config(["experiment=quickstart", "reward.max_error_share=0.25"])
@@ -50,7 +51,7 @@ ADVANTAGES = torch.tensor([[1.0, -1.0], [0.0, 0.0]])
 
 
 def test_every_number_by_hand() -> None:
-    metrics = rollout_metrics(CONFIG, GROUPS, ADVANTAGES, torch.tensor([True, False]))
+    metrics = rollout_metrics(CONFIG, GROUPS, ADVANTAGES, torch.tensor([True, False]), 8)
     assert metrics == {
         "reward/mean": 0.25,
         "reward/std": 0.5,  # sqrt((0.75² + 3 * 0.25²) / 3)
@@ -64,6 +65,7 @@ def test_every_number_by_hand() -> None:
         "advantage/std": pytest.approx((2 / 3) ** 0.5, abs=1e-6),
         "completion/length_mean": 3.0,
         "completion/length_max": 6,
+        "rollout/staleness_mean": 1.0,
         "completion/truncated_share": 0.25,
     }
 
@@ -73,18 +75,21 @@ def test_more_grader_errors_than_allowed_stop_the_run() -> None:
     with pytest.raises(
         RunError, match=r"1 of 4 answers could not be graded \(the first: because, '7'\), more than rew"
     ):
-        rollout_metrics(strict, GROUPS, ADVANTAGES, torch.tensor([True, False]))
+        rollout_metrics(strict, GROUPS, ADVANTAGES, torch.tensor([True, False]), 8)
 
 
-def test_a_line_a_group_and_an_entry_a_completion() -> None:
-    sequences = [(group.prompt_ids, c) for group in GROUPS for c in group.completions]
-    batch = TrainBatch(
+def batch_of(groups: list[RolloutGroup], advantages: torch.Tensor) -> TrainBatch:
+    sequences = [(group.prompt_ids, c) for group in groups for c in group.completions]
+    return TrainBatch(
         token_ids=tuple(torch.tensor([*prompt, *c.token_ids]) for prompt, c in sequences),
         prompt_lengths=tuple(len(prompt) for prompt, _ in sequences),
         sampler_log_probs=tuple(torch.tensor(c.sampler_log_probs) for _, c in sequences),
-        advantages=ADVANTAGES.flatten(),
+        advantages=advantages.flatten(),
     )
-    rows = completion_rows(7, GROUPS, batch)
+
+
+def test_a_line_a_group_and_an_entry_a_completion() -> None:
+    rows = completion_rows(7, GROUPS, batch_of(GROUPS, ADVANTAGES))
     assert [(row["step"], row["problem"], row["question"], row["gold"]) for row in rows] == [
         (7, "a", "1 + 1?", "2"),
         (7, "b", "2 + 2?", "4"),
@@ -103,4 +108,47 @@ def test_a_line_a_group_and_an_entry_a_completion() -> None:
         "extracted": "7",
         "advantage": 0.0,
         "version": 6,
+        "staleness": 0,
     }
+
+
+def test_the_first_groups_with_a_signal_have_their_tokens() -> None:
+    tokenizer = build_small_tokenizer()
+    ids = (*tokenizer.encode("1 </think>é"), tokenizer.eos_token_id)
+    log_probs = tuple(-0.0004 - 0.25 * place for place in range(len(ids)))
+    one = Completion(ids, log_probs, "1 </think>é", FinishReason.stop, 6)
+    keen = RolloutGroup(Problem("k", "?", "1"), (1,), (one, one), (grade(1.0), grade(0.0)))
+    dull = RolloutGroup(Problem("d", "?", "1"), (1,), (one, one), (grade(1.0), grade(1.0)))
+    groups = [dull, keen, dull, keen, keen]
+    batch = batch_of(groups, torch.zeros(5, 2))
+    policy = {2: torch.tensor(log_probs) + torch.log(torch.tensor(1.5)), 0: torch.tensor(log_probs)}
+    rows = completion_rows(7, groups, batch, tokenizer, policy)
+
+    assert [["tokens" in entry for entry in row["completions"]] for row in rows] == [
+        [True, True],  # the first without a signal: of four places three have one
+        [True, True],
+        [False, False],
+        [True, True],
+        [True, True],
+    ]
+    entry = rows[1]["completions"][0]
+    # é is two tokens, of a byte each.
+    assert entry["tokens"] == ["1", " ", "</think>", "\ufffd", "\ufffd", "<|endoftext|>"]
+    assert entry["token_log_probs"] == [-0.0, -0.25, -0.5, -0.75, -1.0, -1.25]
+    assert entry["token_ratios"] == [1.5] * 6
+    assert rows[0]["completions"][0]["token_ratios"] == [1.0] * 6
+    assert "token_ratios" not in rows[1]["completions"][1]
+    plain = completion_rows(7, groups, batch)
+    assert all("tokens" not in entry for row in plain for entry in row["completions"])
+
+
+def test_a_sentencepiece_token_keeps_the_space_before_its_word() -> None:
+    class Tokenizer:
+        def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+            return [{1: "\u2581the", 2: "re", 3: "\u2581"}.get(token_id) for token_id in ids]
+
+        def decode(self, ids: list[int]) -> str:
+            return {1: "the", 2: "re", 3: ""}[ids[0]]
+
+    # 9 is a row of the embedding that no token uses
+    assert token_texts(Tokenizer(), [2, 1, 3, 9, 1]) == {1: " the", 2: "re", 3: " ", 9: "<9>"}
