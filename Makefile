@@ -42,7 +42,7 @@ endif
 quickstart: setup ## Watch a small model learn arithmetic: 5 minutes on 2 CPU cores, no network
 	$(BIN)/python -m grpo.train experiment=quickstart
 
-test: setup ## Run the tests (10 minutes on 2 cores)
+test: setup ## Run the tests (15 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 test-slow: setup ## Run the tests that `make test` leaves out
