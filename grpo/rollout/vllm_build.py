@@ -116,7 +116,7 @@ def child_variables(
     """
     from grpo.rollout.vllm_core import environment
 
-    variables = {**environment(settings), "VLLM_LOGGING_LEVEL": "INFO", "HF_HUB_OFFLINE": "1"}
+    variables = {**environment(settings), "HF_HUB_OFFLINE": "1"}
     if device.type == "cuda":
         gpus = visible.split(",") if visible else []
         assert device.index is not None

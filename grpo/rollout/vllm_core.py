@@ -32,7 +32,11 @@ def environment(settings: VllmSettings) -> dict[str, str]:
     Its engine core stays in the process that imports it; it reports nothing to anybody; on CPUs, where it compiles its
     sampler for half a minute to save microseconds, it compiles nothing.
     """
-    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    variables = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),  # each sync would warn of tied weights
+    }
     if settings.device == "cpu":
         variables["TORCHDYNAMO_DISABLE"] = "1"
     if settings.batch_invariant:

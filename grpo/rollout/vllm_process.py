@@ -24,7 +24,7 @@ _START_SILENCE_S = 120.0  # until there is a sign of life: a network disk is slo
 _POLL_S = 0.5
 _LOOK_S = 0.01
 _CLOSE_S = 5.0
-_LOG_LINES = 8
+_LOG_LINES = 4
 _IMPORT_ROOT = Path(__file__).resolve().parent.parent.parent
 # Of torchrun and Slurm: the child is no rank of the trainer's group.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
