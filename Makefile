@@ -39,7 +39,7 @@ endif
 	"$(PYTHON)" -m pip --python $(BIN)/python install pip || { rm -rf .venv; \
 		echo "$(PYTHON) can make no environment; install python3-venv, or uv, and try again" >&2; exit 1; }
 
-quickstart: setup ## Watch a small model learn arithmetic: 5 minutes on 2 CPU cores, no network
+quickstart: setup ## Watch a small model learn arithmetic: 2 minutes on 2 CPU cores, no network
 	$(BIN)/python -m grpo.train experiment=quickstart
 
 test: setup ## Run the tests (15 minutes on 2 cores)
