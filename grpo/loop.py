@@ -9,7 +9,6 @@ Axes: P problems in a step, G completions per problem, B = P * G.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from grpo.ahead import Ahead, PhaseClock
-from grpo.config import RunConfig
+from grpo.config import EngineName, RunConfig
 from grpo.data.dataset import step_problems
 from grpo.distributed import ONE_RANK, Ranks
 from grpo.policy.objective import compute_advantages
@@ -31,7 +30,7 @@ from grpo.run.checkpoints import TrainState, save_checkpoint
 from grpo.run.evaluation import evaluate
 from grpo.run.interrupt import Interrupt
 from grpo.run.recorder import Recorder
-from grpo.run.rollout_metrics import completion_rows, rollout_metrics
+from grpo.run.rollout_metrics import completion_rows, rollout_metrics, time_metrics
 from grpo.types import (
     Completion,
     Drawn,
@@ -107,7 +106,7 @@ def train(run: Run, state: TrainState) -> TrainState:
         if canary_due:
             check_canary(run, f"before the update of step {step}")
         metrics |= update_policy(run, batch, step, ahead)
-        if canary_due:
+        if canary_due or (cfg.train.canary_steps > 0 and cfg.hardware.engine is EngineName.vllm):  # which has a copy
             check_canary(run, f"after the weight sync of step {step}")
         if is_due(step, cfg.evaluation.eval_steps, cfg.train.n_grpo_steps):
             metrics |= evaluate_policy(run, step)
@@ -283,8 +282,7 @@ def evaluate_base(run: Run) -> dict[str, float]:
     folder = base_evaluation.cache_folder(run.cfg, run.test, run.prompt_ids, run.stop)
     if folder is None:
         return evaluate_policy(run, 0)
-    with ExitStack() as held:
-        kept = run.ranks.from_first(lambda: held.enter_context(base_evaluation.take(folder)))
+    with base_evaluation.take(folder, run.ranks) as kept:
         if kept is not None:
             run.recorder.evaluation(0, kept.rows)
             run.recorder.console.say(f"the evaluation before training is another point's, kept in {folder}")
@@ -292,8 +290,7 @@ def evaluate_base(run: Run) -> dict[str, float]:
         metrics = evaluate_policy(run, 0)
         rows = run.recorder.read_evaluation(0)
         if run.ranks.is_first and len(rows) == len(run.test):
-            with suppress(OSError):  # a full disk: the others evaluate too
-                base_evaluation.keep(folder, base_evaluation.BaseEvaluation(rows, metrics))
+            base_evaluation.keep(folder, base_evaluation.BaseEvaluation(rows, metrics))
         return metrics
 
 
@@ -308,20 +305,13 @@ def evaluate_policy(run: Run, step: int) -> dict[str, float]:
 
 def record_step(run: Run, drawn: Drawn, batch: TrainBatch, metrics: Mapping[str, Any]) -> None:
     """Writes the step's completions and its line of metrics."""
-    step, groups, timings = drawn.step, drawn.groups, run.recorder.take_timings()
-    hidden = {f"overlap/{name}_s": seconds for name, seconds in drawn.seconds.items()}  # behind the last update
-    num_tokens = sum(batch.response_length(row) for row in range(len(batch)))
-    all_tokens = sum(len(ids) for ids in batch.token_ids)
+    step, groups = drawn.step, drawn.groups
     seen = {row: values for part in run.ranks.gather(run.policy.seen_log_probs(batch)) for row, values in part.items()}
     run.recorder.completions(completion_rows(step, groups, batch, run.tokenizer, seen))
-    speeds = {
-        "rollout/tokens_per_s": num_tokens / hidden.get("overlap/rollout_s", timings["time/rollout_s"]),
-        "update/tokens_per_s": all_tokens / timings["time/update_s"],
-        "time/step_s": sum(value for key, value in timings.items() if key.startswith("time/")),
-    }
+    times = time_metrics(drawn, batch, run.recorder.take_timings())
     best = max(groups[0].completions, key=lambda completion: completion.text.count("<answer>"))
     sample = f"{groups[0].problem.question}\n{best.text}"
-    run.recorder.step({"step": step, **metrics, **timings, **hidden, **speeds}, sample)
+    run.recorder.step({"step": step, **metrics, **times}, sample)
 
 
 def save(run: Run, state: TrainState) -> int | None:

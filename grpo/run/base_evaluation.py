@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo import __version__
 from grpo.config import ModelConfig, RewardName, RunConfig, to_dict
 from grpo.run.files import hold_folder, write_atomic
 from grpo.types import Problem
+
+if TYPE_CHECKING:
+    from grpo.distributed import Ranks
 
 _NAME = "evaluation.json"
 
@@ -47,22 +50,23 @@ def cache_folder(
 
 
 @contextmanager
-def take(folder: Path) -> Iterator[BaseEvaluation | None]:
+def take(folder: Path, ranks: Ranks) -> Iterator[BaseEvaluation | None]:
     """What is kept in the folder, or None if nothing is; others who want it wait until the block ends."""
     with ExitStack() as held:
-        with suppress(OSError):  # a full disk: everybody makes their own
-            held.enter_context(hold_folder(folder, wait=True))
-        path = folder / _NAME
-        yield BaseEvaluation(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+        def read() -> BaseEvaluation | None:
+            with suppress(OSError):  # a full disk: everybody makes their own
+                held.enter_context(hold_folder(folder, wait=True))
+            path = folder / _NAME
+            return BaseEvaluation(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+        yield ranks.from_first(read)
 
 
 def keep(folder: Path, evaluation: BaseEvaluation) -> None:
-    """Keeps an evaluation for the others.
-
-    Raises:
-        OSError: no room.
-    """
-    write_atomic(folder / _NAME, json.dumps(evaluation._asdict()))
+    """Keeps an evaluation for the others; on a full disk they make their own."""
+    with suppress(OSError):
+        write_atomic(folder / _NAME, json.dumps(evaluation._asdict()))
 
 
 def _ingredients(

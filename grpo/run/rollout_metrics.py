@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo.config import RunConfig
-from grpo.types import Completion, FinishReason, Grade, Outcome, RolloutGroup, RunError, TrainBatch
+from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, RolloutGroup, RunError, TrainBatch
 
 # Groups of a step whose tokens are written one by one, at about 16 bytes a token, or 23 with ratios.
 _NUM_WITH_TOKENS = 4
@@ -61,6 +61,25 @@ def rollout_metrics(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def time_metrics(drawn: Drawn, batch: TrainBatch, timings: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase and tokens a second.
+
+    Args:
+        drawn: the step's rollouts; `overlap/...` is what they took beside the update before.
+        batch: made of them.
+        timings: `time/<phase>_s` of the step, and memory.
+    """
+    hidden = {f"overlap/{name}_s": seconds for name, seconds in drawn.seconds.items()}
+    num_sampled = sum(batch.response_length(row) for row in range(len(batch)))
+    return {
+        **timings,
+        **hidden,
+        "rollout/tokens_per_s": num_sampled / hidden.get("overlap/rollout_s", timings["time/rollout_s"]),
+        "update/tokens_per_s": sum(map(len, batch.token_ids)) / timings["time/update_s"],
+        "time/step_s": sum(value for key, value in timings.items() if key.startswith("time/")),
+    }
 
 
 def completion_rows(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.config import RunConfig, compose_run_config
+from grpo.distributed import ONE_RANK
 from grpo.run.base_evaluation import BaseEvaluation, cache_folder, keep, take
 from grpo.types import Problem
 
@@ -77,10 +78,10 @@ def test_problems_prompts_stops_seeds_and_weights_count(tmp_path: Path, model: P
 
 def test_what_is_kept_is_taken_over(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "0123"
-    with take(folder) as kept:
+    with take(folder, ONE_RANK) as kept:
         assert kept is None
         keep(folder, EVALUATION)
-    with take(folder) as kept:
+    with take(folder, ONE_RANK) as kept:
         assert kept == EVALUATION
 
 
@@ -89,10 +90,10 @@ def test_the_others_wait_for_the_first(tmp_path: Path) -> None:
     seen: list[BaseEvaluation | None] = []
 
     def second() -> None:
-        with take(folder) as kept:
+        with take(folder, ONE_RANK) as kept:
             seen.append(kept)
 
-    with take(folder):
+    with take(folder, ONE_RANK):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.2)
@@ -104,5 +105,6 @@ def test_the_others_wait_for_the_first(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_written_everybody_makes_their_own(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with take(tmp_path / "file" / "0123") as kept:
+    with take(tmp_path / "file" / "0123", ONE_RANK) as kept:
         assert kept is None
+    keep(tmp_path / "file" / "0123", EVALUATION)
