@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.bfloat16 import fast_products
 from grpo.policy.attention import packed_arguments
 from grpo.policy.packing import MicroBatch
 from grpo.rl.chunked_head import chunked_log_probs
@@ -58,7 +59,8 @@ def response_log_probs(
     cast_needed = settings.compute_dtype != weight.dtype
     arguments = {} if layout is None else packed_arguments(model, layout)
     # Nothing is read twice; a cache would hold all weights a second time until the end, sharded or not.
-    with torch.autocast(device.type, dtype=settings.compute_dtype, enabled=cast_needed, cache_enabled=False):
+    autocast = torch.autocast(device.type, dtype=settings.compute_dtype, enabled=cast_needed, cache_enabled=False)
+    with fast_products(device, settings.compute_dtype), autocast:
         hidden = model.base_model(input_ids=micro_batch.input_ids, use_cache=False, **arguments).last_hidden_state
         # The end of a shared prompt predicts for several sequences; unlike that of an index, the gradient of an
         # embedding adds duplicates up in a fixed order on every device, and fast.

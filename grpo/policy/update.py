@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from grpo.bfloat16 import fast_products
 from grpo.config import HardwareConfig, LossConfig, ObjectiveName, Packing, TrainConfig
 from grpo.distributed import ONE_RANK, Ranks
 from grpo.policy.attention import use_packed_attention
@@ -232,7 +233,8 @@ class Policy:
                 else:
                     micro_batch = self._passes.collate(batch, part)
                     loss = self._micro_batch_loss(model, batch, micro_batch, weights, targets, seen)
-                loss.backward()
+                with fast_products(self._device, self._forward.compute_dtype):
+                    loss.backward()
             return seen if self._ranks.size == 1 else seen.on_cpu()
 
         results = self._workers.run(backward, self._passes.deal(batch, trained, self._workers))

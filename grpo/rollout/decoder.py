@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.bfloat16 import fast_products
 from grpo.rollout.weights import Layer, Linear, load_layer
 
 SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3", "llama")
@@ -169,6 +170,12 @@ class Decoder:
         Returns:
             [R, H] hidden states of each row's last token, after the final norm.
         """
+        with fast_products(self.device, self.dtype):
+            return self._forward(tokens, rotary, cache, start, first)
+
+    def _forward(
+        self, tokens: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, start: int, first: int
+    ) -> Tensor:
         rows, length = tokens.shape
         mask = _attention_mask(cache, length, start, first)
         past = slice(first, start)
@@ -183,7 +190,8 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, V] of [R, H]."""
-        return F.linear(hidden, self._head)
+        with fast_products(self.device, self.dtype):
+            return F.linear(hidden, self._head)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Root mean square norm (arXiv 1910.07467) over the last axis, in float32; `F.rms_norm` takes twice as long."""
