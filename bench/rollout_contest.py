@@ -221,7 +221,9 @@ def line(case: Case, contender: Contender, ours: Series, tokens: int) -> tuple[s
     series = contender.series
     goal = f"{case.goals[contender.engine]:g}x" if contender.engine in case.goals else ""
     if not series.by_round:
-        return series.name, series.reason, "", "", "", goal, ""
+        own_s = median(one.seconds for one in ours.by_round.values())
+        bound = f"> {series.least_s / own_s:.1f}x" if series.least_s else ""
+        return series.name, series.reason, "", bound, "", goal, ""
     seconds = median(one.seconds for one in series.by_round.values())
     ratios = [one.seconds / ours.by_round[number].seconds for number, one in series.by_round.items()]
     peak = max(one.peak_bytes for one in series.by_round.values())

@@ -39,6 +39,9 @@ class TimedOut(NotMeasured):
     """It would have taken longer than there was time."""
 
 
+_LOAD_S = 60.0  # more than any engine takes before it samples
+
+
 @dataclass(frozen=True, slots=True)
 class Runner:
     """What all measurements share.
@@ -142,12 +145,14 @@ class Series:
         by_round: what was measured in which round.
         reason: why there is no (further) number, or "".
         timed_out: whether that is because it took too long.
+        least_s: what it takes at least, if it took too long: the limit, less what loading may take.
     """
 
     name: str
     by_round: dict[int, Measured] = field(default_factory=dict)
     reason: str = ""
     timed_out: bool = False
+    least_s: float = 0.0
 
     def measure(self, runner: Runner, engine: str, job: Job, variant: str, number: int) -> None:
         """One more round, unless there was a reason not to."""
@@ -157,5 +162,6 @@ class Series:
             self.by_round[number] = runner.run(engine, job, variant)
         except NotMeasured as error:
             self.reason, self.timed_out = str(error), isinstance(error, TimedOut)
+            self.least_s = max(0.0, runner.limit_s - _LOAD_S) if self.timed_out else 0.0
             if error.details:
                 print(f"{self.name}: {self.reason}\n{error.details}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from rich.console import Console
 from bench.environments import python_of
 from bench.peers.step_job import StepResult
 from bench.step_cases import CASES, Case, build_job
-from bench.step_processes import Progress, environment, run_job
+from bench.step_processes import Progress, TooSlow, environment, run_job
 from bench.step_startup import startup_section
 from bench.step_tables import Compared, memory_section, overhead_section, step_seconds, time_section
 from bench.tables import Section, markdown, show
@@ -42,6 +42,7 @@ class Setting:
         scratch: a folder for everything.
         env: of the processes.
         progress: told of each measurement.
+        limit_s: of a process of TRL's.
     """
 
     peer: str | None
@@ -51,6 +52,7 @@ class Setting:
     threads: int
     rounds: int
     progress: Progress
+    limit_s: float
 
     @property
     def conditions(self) -> str:
@@ -68,7 +70,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             progress = Progress(guesses(args, peer is not None))
             env = environment(args.threads, args.wait_policy)
-            sections = measure(args, Setting(peer, missing, Path(scratch), env, args.threads, args.rounds, progress))
+            sections = measure(
+                args, Setting(peer, missing, Path(scratch), env, args.threads, args.rounds, progress, args.limit_s)
+            )
         console = Console() if sys.stdout.isatty() else Console(width=200)
         for section in sections:
             show(console, section)
@@ -89,6 +93,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each; default 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process; default all cores")
     parser.add_argument("--wait-policy", choices=("default", "passive", "active"), default="default", help="of OpenMP")
+    parser.add_argument("--limit-s", type=float, default=900, help="of a process of TRL's; default 900")
     parser.add_argument("--no-peer", action="store_true", help="leave TRL out")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--out", type=Path, help="also write the tables here, as Markdown")
@@ -156,24 +161,37 @@ def compare(case: Case, setting: Setting) -> Compared:
     Raises:
         RuntimeError: the two did not have the same prompts.
     """
-    best, note = choose_micro_batch(case, setting) if setting.peer else (0, "")
+    best, note, least_s = choose_micro_batch(case, setting) if setting.peer else (0, "", 0.0)
     ours, peer = [], []
     for number in range(setting.rounds):
         ours.append(run_ours(case, setting, f"{case.name}_ours_{number}"))
-        if setting.peer:
+        if setting.peer and not least_s:
             peer.append(run_peer(case, setting, f"round_{number}", best))
             if ours[-1].prompt_tokens != peer[-1].prompt_tokens:
                 raise RuntimeError(f"{case.name}: ours and TRL did not have the same prompts")
-    return Compared(case, ours, peer, note)
+    return Compared(case, ours, peer, note, least_s)
 
 
-def choose_micro_batch(case: Case, setting: Setting) -> tuple[int, str]:
-    """The size with which TRL's steps are fastest, and a sentence about all of them."""
+def choose_micro_batch(case: Case, setting: Setting) -> tuple[int, str, float]:
+    """The size with which TRL's steps are fastest, a sentence about all of them, and 0.
+
+    Where the first one tried runs into the limit the others are not tried, and the last number is the least that a step
+    takes, s.
+    """
     num_timed = max(1, case.num_timed // 2)
-    tried = {size: run_peer(case, setting, f"try_{size}", size, num_timed=num_timed) for size in micro_batches(case)}
+    tried: dict[int, StepResult] = {}
+    for size in micro_batches(case):
+        try:
+            tried[size] = run_peer(case, setting, f"try_{size}", size, num_timed=num_timed)
+        except TooSlow as error:
+            setting.progress.done(f"{case.name}, TRL with micro-batches of {size}: {error}")
+            if not tried:
+                steps = 1 + num_timed
+                note = f"{case.name}: TRL, micro-batches of {size}: {steps} steps were {error}, imports among them."
+                return size, note, max(1.0, setting.limit_s - 3 * _LOAD_S) / steps
     best = min(tried, key=lambda size: step_seconds(tried[size]))
     took = [f"{size}: {step_seconds(one):.2f} s and {one.peak_gib:.2f} GiB" for size, one in tried.items()]
-    return best, f"{case.name}: TRL's micro-batch is {best} completions; tried: {', '.join(took)}."
+    return best, f"{case.name}: TRL's micro-batch is {best} completions; tried: {', '.join(took)}.", 0.0
 
 
 def run_ours(
@@ -191,7 +209,7 @@ def run_peer(case: Case, setting: Setting, name: str, micro_batch: int, *, num_t
     assert setting.peer is not None
     job = build_job(case, setting.scratch, threads=setting.threads, num_timed=num_timed, micro_batch=micro_batch)
     folder = setting.scratch / f"{case.name}_trl_{name}"
-    result = run_job(setting.peer, "bench.peers.trl_step", job, folder, setting.env)
+    result = run_job(setting.peer, "bench.peers.trl_step", job, folder, setting.env, setting.limit_s)
     setting.progress.done(f"{case.name}, TRL with micro-batches of {micro_batch}: {step_seconds(result):.3f} s a step")
     return result
 

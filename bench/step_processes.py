@@ -47,17 +47,24 @@ class Progress:
         print(f"[{self._num_done}/{len(self._guesses_s)}] {text}; {left / 60:.1f} min left", flush=True)
 
 
-def run_job(python: str, module: str, job: StepJob, folder: Path, env: dict[str, str]) -> StepResult:
+class TooSlow(RuntimeError):
+    """A process was not done within its limit."""
+
+
+def run_job(
+    python: str, module: str, job: StepJob, folder: Path, env: dict[str, str], limit_s: float | None = None
+) -> StepResult:
     """Runs a job in a process of its own, in a new folder, and checks that it did the work that was asked for.
 
     Raises:
+        TooSlow: it was not done in `limit_s` seconds.
         RuntimeError: it failed, or its completions have other lengths.
     """
     folder.mkdir(parents=True)
     job = replace(job, folder=str(folder / "run"))
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
     command = [python, "-m", module, str(folder / "job.json"), str(folder / "result.json")]
-    run_process(command, folder / "output.txt", env)
+    run_process(command, folder / "output.txt", env, limit_s)
     result = StepResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
     check_lengths(job, result)
     return result
@@ -74,14 +81,20 @@ def check_lengths(job: StepJob, result: StepResult) -> None:
         raise RuntimeError(f"completions of {result.completion_tokens} tokens, but {expected} were forced")
 
 
-def run_process(command: Sequence[str], output: Path, env: dict[str, str]) -> None:
+def run_process(command: Sequence[str], output: Path, env: dict[str, str], limit_s: float | None = None) -> None:
     """Runs a command from the project's root, its output into a file.
 
     Raises:
+        TooSlow: it was not done in `limit_s` seconds.
         RuntimeError: it failed; with its last lines.
     """
     with output.open("wb") as file:
-        status = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
+        try:
+            status = subprocess.run(
+                command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=limit_s
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise TooSlow(f"not done in {limit_s:.0f} s") from None
     if status:
         last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         raise RuntimeError(f"{' '.join(command[:3])} ended with status {status}:\n" + "\n".join(last))

@@ -21,12 +21,14 @@ class Compared:
 
     Attributes:
         micro_batches: what TRL's pre-runs took, and which one was chosen.
+        peer_least_s: of a step of TRL's, where it was too slow to be measured.
     """
 
     case: Case
     ours: list[StepResult]
     peer: list[StepResult]
     micro_batches: str = ""
+    peer_least_s: float = 0.0
 
     @property
     def both(self) -> list[list[StepResult]]:
@@ -67,6 +69,8 @@ def _time_row(runs: Compared, missing: str) -> tuple[str, ...]:
     size = f"{runs.ours[0].num_parameters / 1e6:.2f}M"
     seconds = [over_rounds(results) for results in runs.both]
     theirs, ratio = missing, "-"
+    if runs.peer_least_s:
+        theirs, ratio = f"> {runs.peer_least_s:.0f}", f"> {runs.peer_least_s / seconds[0]:.0f}"
     if runs.peer:
         ratios = [step_seconds(peer) / step_seconds(ours) for ours, peer in zip(runs.ours, runs.peer, strict=True)]
         theirs, ratio = f"{seconds[1]:.3f}", f"{median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"

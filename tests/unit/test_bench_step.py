@@ -12,7 +12,7 @@ from bench import step
 from bench.peers.our_step import add_phases, train
 from bench.peers.step_job import StepJob, StepResult, peak_gib, read_lines, resident_gib, text_reward
 from bench.step_cases import CASES, Case, build_job, forced_lengths
-from bench.step_processes import Progress, check_lengths, environment
+from bench.step_processes import Progress, TooSlow, check_lengths, environment, run_process
 from bench.step_startup import marks_in_order, slowest_imports
 from bench.step_tables import Compared, memory_section, overhead_section, time_section
 from grpo.config import LoggingConfig
@@ -195,3 +195,26 @@ def test_no_environment_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(step, "python_of", fails)
     assert step.find_peer() == (None, "no network")
+
+
+def test_a_peer_that_is_too_slow_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(python: str, module: str, job: StepJob, folder: Path, env: object, limit_s: float = 0.0) -> StepResult:
+        if python == "trl":
+            raise TooSlow(f"not done in {limit_s:.0f} s")
+        return result([9.0, 2.0, 2.0], rollout=[1, 1, 1], update=[1, 1, 1])
+
+    monkeypatch.setattr(step, "run_job", run)
+    monkeypatch.setattr(step, "build_job", lambda *args, **options: None)
+    setting = step.Setting("trl", "", tmp_path, {}, 2, 1, Progress([1.0, 1.0]), 230.0)
+    compared = step.compare(CASES[3], setting)
+    # Two steps, the warm-up and one more, in 230 s less 30 s for imports.
+    assert (compared.peer_least_s, compared.peer) == (100.0, [])
+    assert time_section([compared], "", "").rows[0][3:7] == ("2.000", "> 100", "> 50", "2.5")
+    assert compared.micro_batches == (
+        "bf16: TRL, micro-batches of 64: 2 steps were not done in 230 s, imports among them."
+    )
+
+
+def test_a_process_is_ended_at_its_limit(tmp_path: Path) -> None:
+    with pytest.raises(TooSlow, match=r"not done in 0 s"):
+        run_process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", {}, 0.2)
