@@ -502,7 +502,8 @@ class TrainConfig:
         train_batch_size: completions in an optimiser step.
         gradient_accumulation_steps: micro-batches in an optimiser step; null follows from
             `hardware.micro_batch_tokens`. It never changes the gradient.
-        canary_steps: how often engine and policy are compared on the same tokens; 0 compares at the start only.
+        canary_steps: how often engine and policy are compared on the same tokens; 0 compares at the start only. vLLM,
+            which has a copy of the weights, is compared after every sync unless it is 0.
         max_skipped_steps: updates in a row that may be skipped for a loss or gradient that is not finite.
     """
 
@@ -814,11 +815,26 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True, use_cache=True)
 
 
-def _sweep_dir(output_dir: str | None, resume: str, default: str) -> str:
+def _sweep_dir(output_dir: str | None, resume: str, default: str, place: str = "", launcher: str = "") -> str:
     """The folder a sweep writes to: where it is told, else the one it resumes, else a new one that it makes at once.
 
     Two sweeps that start in the same second thus do not share one.
+
+    Args:
+        output_dir: the setting.
+        resume: the setting.
+        default: a folder named by the time.
+        place: `launch.name`.
+        launcher: what Hydra starts the points with.
+
+    Raises:
+        ValueError: a sweep was to go to Slurm, and would have run here.
     """
+    _require(
+        place != "slurm" or launcher.endswith("SlurmLauncher"),
+        f"launch=slurm runs nothing on this machine, but the hydra/launcher that was chosen ({launcher}) would; leave "
+        "hydra/launcher out, or use launch=local",
+    )
     if named := output_dir or (resume if resume not in ("auto", "never") else None):
         return named
     for folder in (Path(default if number == 1 else f"{default}-{number}") for number in count(1)):
@@ -829,20 +845,21 @@ def _sweep_dir(output_dir: str | None, resume: str, default: str) -> str:
     raise AssertionError("count() does not end")
 
 
-def _run_dir(output_dir: str | None, resume: str, default: str, launcher: str = "") -> str:
+def _run_dir(output_dir: str | None, resume: str, default: str, place: str = "", launcher: str = "") -> str:
     """The folder a run writes to: where it is told, else the one it resumes, else a new one.
 
     Args:
         output_dir: the setting.
         resume: the setting.
         default: a folder named by the time.
+        place: `launch.name`, and
         launcher: what Hydra would start a sweep's points with; asked for here, this is no sweep.
 
     Raises:
         ValueError: a single run was to go to Slurm, and would have run here.
     """
     _require(
-        not launcher.endswith("SlurmLauncher"),
+        place != "slurm" and not launcher.endswith("SlurmLauncher"),
         "launch=slurm sends sweeps to Slurm, and this is a single run, which would run here; add --multirun (a sweep "
         "may have one point), or use launch=local",
     )
@@ -873,11 +890,10 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     return cast(RunConfig, OmegaConf.to_object(cfg))
 
 
-def compose_run_config(overrides: Sequence[str]) -> RunConfig:
-    """What `python -m grpo.train <overrides>` would run, for commands other than that one.
+def compose_config(overrides: Sequence[str], name: str = "config") -> DictConfig:
+    """A config of conf/ with these overrides; rules that join fields are not looked at.
 
     Raises:
-        ValueError: see `to_run_config`.
         hydra.errors.HydraException: an override that does not compose.
     """
     from hydra import compose, initialize_config_dir, initialize_config_module
@@ -894,7 +910,17 @@ def compose_run_config(overrides: Sequence[str]) -> RunConfig:
             else initialize_config_dir(path, version_base="1.3")
         )
         with context:
-            return to_run_config(compose("config", overrides=list(overrides)))
+            return compose(name, overrides=list(overrides))
+
+
+def compose_run_config(overrides: Sequence[str]) -> RunConfig:
+    """What `python -m grpo.train <overrides>` would run, for commands other than that one.
+
+    Raises:
+        ValueError: see `to_run_config`.
+        hydra.errors.HydraException: an override that does not compose.
+    """
+    return to_run_config(compose_config(overrides))
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -917,6 +943,18 @@ def _keys_of(cls: type, prefix: str) -> list[str]:
         if is_dataclass(types[item.name]):
             keys += _keys_of(types[item.name], f"{prefix}{item.name}.")
     return keys
+
+
+def check_compared(models: Sequence[str]) -> None:
+    """The rule of `EvaluateConfig.compare`.
+
+    Raises:
+        ValueError: fewer than two models, or one twice.
+    """
+    _require(
+        len(set(models)) == len(models) > 1,
+        f"compare={list(models)} does not name two models or more, each once; use compare=[A,B]",
+    )
 
 
 @config_dataclass
@@ -991,11 +1029,8 @@ class EvaluateConfig:
                 1 <= k <= n,
                 f"pass_at={self.pass_at} holds {k}, but samples_per_problem={n}; use k from 1 to {n}, or more samples",
             )
-        models = self.compare
-        _require(
-            models is None or len(set(models)) == len(models) > 1,
-            f"compare={models} does not name two models or more, each once; use compare=[A,B]",
-        )
+        if self.compare is not None:
+            check_compared(self.compare)
         problems = self.problems
         listed = cast("list[Any]", problems if isinstance(problems, list) else [problems])
         _require(

@@ -118,7 +118,7 @@ def test_a_signal_is_passed_on_once_and_ends_the_sweep(tmp_path: Path, signum: s
     os.killpg(process.pid, signum)
     time.sleep(0.3)
     os.killpg(process.pid, signum)  # an impatient user
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 128 + signum
     assert json.loads((tmp_path / "0" / "saved.json").read_text()) == [signum]
@@ -198,7 +198,7 @@ def test_what_changes_while_a_sweep_runs_does_not_reach_its_points(tmp_path: Pat
     wait_for(folder / "0" / "seen.json", process)
     mine.write_text("# @package _global_\nseed: 6\n")
     (folder / "open").touch()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert [seen(folder / number)["seed"] for number in "01"] == [5, 5]
     assert f"--config-dir {tmp_path / 'conf'} hardware=cpu" in seen(folder / "1")["typed"]
@@ -264,7 +264,7 @@ def test_a_parent_that_is_killed_leaves_no_point_behind(tmp_path: Path) -> None:
     waiting = "point 0 of an earlier start still runs; waiting for it to save and end\n"
     assert any(line == waiting for line in again.stdout)
     (tmp_path / "open").touch()
-    output, _ = again.communicate(timeout=60)
+    output, _ = again.communicate(timeout=120)
     assert json.loads((tmp_path / "0" / "saved.json").read_text()) == [signal.SIGTERM]
     with suppress(ProcessLookupError):
         os.kill(orphan, 0)
@@ -301,7 +301,10 @@ def test_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> 
     [
         (("launch=slurm", "hydra.mode=RUN"), "this is a single run, which would run here; add --multirun"),
         (("hydra/launcher=slurm",), "this is a single run, which would run here; add --multirun"),
-        (("launch=slurm", "hydra/launcher=subprocess"), "but hydra/launcher=subprocess would"),
+        (("launch.name=slurm",), "this is a single run, which would run here; add --multirun"),
+        (("launch=slurm", "hydra/launcher=subprocess", "hydra.mode=RUN"), "this is a single run"),
+        (("launch=slurm", "hydra/launcher=subprocess"), "grpo_launchers.subprocess_launcher.SubprocessLauncher) would"),
+        (("launch=slurm", "hydra/launcher=basic", "seed=1,2"), "basic_launcher.BasicLauncher) would; leave"),
     ],
 )
 def test_slurm_is_never_this_machine(tmp_path: Path, overrides: tuple[str, ...], sentence: str) -> None:

@@ -70,10 +70,12 @@ class Cluster:
     Attributes:
         folder: with its configuration, state and logs.
         environment: variables by which Slurm's commands find it.
+        programs: started by tests, to be ended with the cluster: without it they would wait for their jobs for ever.
     """
 
     folder: Path
     environment: dict[str, str]
+    programs: list[subprocess.Popen[str]] = field(default_factory=list)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -125,7 +127,12 @@ def running_cluster() -> Iterator[Cluster]:
         _configure(folder)
         _start(cluster)
         yield cluster
+        for program in cluster.programs:
+            program.kill()
+            program.wait()
         cluster.run("scancel", "--user", getpass.getuser(), check=False)
+        # Daemons that end first would leave what a failing test left running.
+        cluster.wait(lambda: not cluster.run("squeue", "-h").strip(), "an empty queue", 30)
     finally:
         for process in reversed(cluster._processes):
             process.send_signal(signal.SIGTERM)

@@ -8,15 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import venv
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grpo.run.metrics import read_jsonl
+from hydra_plugins.grpo_launchers._local import StopRequest
+from hydra_plugins.grpo_launchers._points import Point
+from hydra_plugins.grpo_launchers._record import Record, Submission
+from hydra_plugins.grpo_launchers._slurm_collect import collect
+from hydra_plugins.grpo_launchers.slurm_launcher import _note_or_cancel
 from tests.e2e import processes
 from tests.e2e.disk import small_disk
 from tests.e2e.slurm_cluster import Cluster, missing_programs, running_cluster
@@ -29,8 +34,8 @@ BASE = ("launch=slurm", "hardware=cpu", "data=arithmetic", "model=tiny")
 NEEDED = pytest.importorskip if os.environ.get("REQUIRE_SLURM") != "1" else __import__
 
 Overrides = Callable[..., list[str]]
-Record = Callable[[Path], dict[str, Any]]
 AssertSame = Callable[[dict[str, Any], dict[str, Any]], None]
+Reader = Callable[[Path], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,7 @@ class Sweep:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        cluster.programs.append(self.process)
 
     def end(self) -> tuple[int, str]:
         output, _ = self.process.communicate(timeout=300)
@@ -81,25 +87,24 @@ def submissions(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_four_points_two_good_one_failing_one_signalled_and_requeued(
-    cluster: Cluster, tmp_path: Path, tiny: Overrides, record: Record, assert_same: AssertSame
+    cluster: Cluster, tmp_path: Path, tiny: Overrides, record: Reader, assert_same: AssertSame
 ) -> None:
     """The signalled one saves, is requeued, goes on, and ends with the weights of a run that nobody disturbed."""
-    steps = ("train.n_grpo_steps=40", "checkpoint.save_steps=0", "train.canary_steps=0")
+    steps = ("train.n_grpo_steps=30", "checkpoint.save_steps=0", "train.canary_steps=0")
     steps = (*steps, "evaluation.eval_steps=0", "evaluation.max_tokens=12")
     points = "sampling.max_tokens=12,13,9000,40"
     sweep = Sweep(
         cluster, tmp_path / "sweep", *tiny(None, *steps), "launch=slurm", points, program=("-m", "grpo.train")
     )
-    undisturbed = threading.Thread(
-        target=lambda: processes.run(tiny(tmp_path / "alone", *steps, "sampling.max_tokens=40"), tmp_path / "log")
-    )
-    undisturbed.start()
-    metrics = sweep.folder / "3" / "metrics.jsonl"
-    cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, "the first steps of point 3", 120)
-    cluster.run("scancel", "--signal=USR1", sweep.job(3))
-    cluster.restart_now(sweep.job(3))
-    status, output = sweep.end()
-    undisturbed.join()
+    alone = tiny(tmp_path / "alone", *steps, "sampling.max_tokens=40")
+    with ThreadPoolExecutor(1) as pool:
+        undisturbed = pool.submit(processes.run, alone, tmp_path / "log", timeout_s=300)
+        metrics = sweep.folder / "3" / "metrics.jsonl"
+        cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, "steps of point 3", 120)
+        cluster.run("scancel", "--signal=USR1", sweep.job(3))
+        cluster.restart_now(sweep.job(3))
+        status, output = sweep.end()
+        assert undisturbed.result() == 0
 
     assert status == 1, output
     assert "Traceback" not in output
@@ -187,33 +192,87 @@ def test_a_full_disk_in_the_middle_costs_the_points_that_needed_it(cluster: Clus
 def test_a_cancelled_array_keeps_what_is_finished_and_the_next_start_takes_the_rest(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    overrides = (*BASE, "logging.wandb_project=ok,wait", "launch.gpus_per_node=1", "launch.detach=true")
+    overrides = (*BASE, "launch.gpus_per_node=1", "launch.array_parallelism=1", "logging.wandb_project=ok,wait,fine")
+    detached = (*overrides, "launch.detach=true")
     folder = tmp_path / "sweep"
-    first = Sweep(cluster, folder, *overrides)
+    first = Sweep(cluster, folder, *detached)
     status, output = first.end()
     array = first.job(0).split("_")[0]
     assert status == 0, output
     assert f"job {array} stays in the queue: the command below collects it, `scancel {array}` ends it\n" in output
-    assert "2 points: 2 in the queue" in output
+    assert "3 points: 3 in the queue" in output
     cluster.wait((folder / "1" / "ready").exists, "point 1")
     cluster.wait_for_state(first.job(0), "COMPLETED")
     cluster.run("scancel", array)
     cluster.wait_for_state(first.job(1), "CANCELLED")
 
-    status, output = Sweep(cluster, folder, *overrides).end()
+    status, output = Sweep(cluster, folder, *detached).end()
     assert status == 1
     assert f"point 1 (logging.wandb_project=wait): CANCELLED, job {first.job(1)}\n" in output
     assert "it has saved, and the next start goes on from there\n" in output
-    assert "2 points: 1 ok, 1 failed" in output
+    assert f"point 2 (logging.wandb_project=fine): CANCELLED, job {first.job(2)}\n    it never started" in output
+    assert "3 points: 1 ok, 2 failed" in output
     assert set(json.loads((folder / "1" / "saved.json").read_text())) == {signal.SIGTERM}
     assert json.loads((folder / "0" / "seen.json").read_text())["gpus"] == "0"
 
-    again = Sweep(cluster, folder, *overrides[:-1])
+    again = Sweep(cluster, folder, *overrides)
     status, output = again.end()
     assert status == 0, output
-    assert "2 points: 1 ok, 1 finished before" in output
-    assert list(submissions(folder)[1]["jobs"]) == ["1"]
+    assert "3 points: 2 ok, 1 finished before" in output
+    assert list(submissions(folder)[1]["jobs"]) == ["1", "2"]
     assert (folder / "1" / "went_on").exists()
+    assert (folder / "2" / "seen.json").exists()
+
+
+def test_batches_that_are_left_in_the_queue_are_collected_each_by_its_own_start(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    batches = (*BASE, "hydra.sweeper.max_batch_size=1", "logging.wandb_project=ok,wait", "launch.detach=true")
+    first = Sweep(cluster, tmp_path / "s", *batches)
+    status, output = first.end()
+    assert status == 0, output
+    jobs = [job for submission in submissions(first.folder) for job in submission["jobs"].values()]
+    cluster.wait((first.folder / "1" / "ready").exists, "point 1", 120)
+    cluster.wait_for_state(jobs[0], "COMPLETED")
+    status, output = Sweep(cluster, first.folder, *batches).end()
+    assert status == 0, output
+    assert "1 points: 1 ok" in output
+    assert "1 points: 1 in the queue" in output
+    assert len(submissions(first.folder)) == 2
+    cluster.run("scancel", jobs[1])
+
+
+def test_a_job_that_slurm_has_forgotten_is_what_it_noted_itself(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm drops jobs a while after their end, and who detached may come later than that."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    points = [Point(number, (f"seed={number}",), tmp_path / str(number)) for number in range(2)]
+    for point in points:
+        (point.folder / "slurm").mkdir(parents=True)
+    note = {"job_id": "987654_0", "restarts": 0, "status": "ok", "code": 0, "reason": "", "time": 1.0, "host": "n1"}
+    note = {**note, "log": "log.txt", "started": 0.25}
+    (points[0].folder / "slurm" / "rank_0.json").write_text(json.dumps(note))
+    submission = Submission({0: "987654_0", 1: "987654_1"})
+    assert collect(submission, points, tmp_path, StopRequest(), wait=True)
+    assert [point.status for point in points] == ["ok", "gone from the queue, job 987654_1"]
+    assert [point.seconds for point in points] == [0.75, 0.0]
+    assert points[1].details[0] == "it never started the program"
+
+
+def test_jobs_that_cannot_be_noted_are_cancelled(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start would not know of them, and run the points a second time beside them."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    job = cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 60").strip()
+    record = Record(tmp_path)  # without a folder for what it notes: a full disk, for one
+    with pytest.raises(FileNotFoundError):
+        _note_or_cancel(record, Submission({0: job}))
+    cluster.wait_for_state(job, "CANCELLED")
+    assert record.in_queue == {}
 
 
 def test_a_preempted_point_saves_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
@@ -282,13 +341,13 @@ BAD = {
 def test_bad_input_is_a_sentence_and_submits_nothing(
     cluster: Cluster, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    before = cluster.run("squeue", "-h", "-t", "all", "-o", "%i")
+    before = cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split()
     status, output = Sweep(cluster, tmp_path / "s", *BASE, *overrides).end()
     assert status == 1
     assert BAD[overrides] in output
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("grpo: ")
-    assert cluster.run("squeue", "-h", "-t", "all", "-o", "%i") == before
+    assert set(cluster.run("squeue", "-h", "-t", "all", "-o", "%i").split()) <= set(before)
 
 
 def test_an_account_that_slurm_does_not_know_is_quoted(tmp_path: Path) -> None:
@@ -316,6 +375,17 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path) -> None:
     status, output = Sweep(here, tmp_path / "s", *BASE, "seed=1").end()
     assert status == 1
     assert "launch=slurm needs Slurm's programs, and sbatch, squeue, scontrol, srun cannot be found here; " in output
+
+
+@pytest.mark.usefixtures("cluster")  # for Slurm's programs
+def test_programs_that_find_no_controller_are_no_fault_of_a_setting(tmp_path: Path) -> None:
+    (tmp_path / "slurm.conf").touch()  # of no cluster; a file that is absent is waited for
+    lost = Cluster(tmp_path, {"SLURM_CONF": str(tmp_path / "slurm.conf")})
+    status, output = Sweep(lost, tmp_path / "s", *BASE, "seed=1").end()
+    assert status == 1
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("grpo: Slurm refused the sweep: ")
+    assert output.endswith("; `sinfo` does not answer here either; run it where it does, or use launch=local\n")
 
 
 def environment_of(cluster: Cluster, python: Path, folder: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -31,8 +30,6 @@ from hydra_plugins.grpo_launchers._record import Record, open_record, require_sa
 class SweepLauncher(Launcher):
     """Runs the points of a sweep in processes that are not this one; how is up to `run_points`."""
 
-    name = ""
-
     def __init__(self, command: Sequence[str] | None = None) -> None:
         self.command = list(command) if command else this_program()
 
@@ -52,7 +49,6 @@ class SweepLauncher(Launcher):
         """Leaves the program if a signal came, or if a point failed and this is the last batch of points."""
         from grpo.run.files import hold_folder, sweep_leftovers
 
-        self._require_this_launcher()
         folder = Path(str(self.config.hydra.sweep.dir))
         planned = plan(self.hydra_context, self.config, job_overrides, initial_job_idx, self.command)
         points = [point for point, _ in planned]
@@ -67,7 +63,7 @@ class SweepLauncher(Launcher):
             require_same_sweep(record, points)
             record.add(points)
             total = max(self._num_points(), max(record.points) + 1)
-            in_hand = record.pending.jobs if record.pending else {}
+            in_hand = record.in_queue
             for point, composed in planned:
                 recall(point)
                 if point.number not in in_hand:
@@ -79,18 +75,15 @@ class SweepLauncher(Launcher):
         self._leave(result, points, initial_job_idx)
         return [self._job_return(point, composed) for point, composed in planned]
 
-    def _require_this_launcher(self) -> None:
-        wanted = OmegaConf.select(self.config, "launch.name")
-        if wanted not in (None, "local", self.name):
-            raise ConfigCompositionException(
-                f"launch={wanted} runs nothing on this machine, but hydra/launcher={self.name} would; leave "
-                "hydra/launcher out, or use launch=local"
-            )
+    @property
+    def searches(self) -> bool:
+        """Whether the sweeper makes its next points of the results of the last ones, as Optuna does."""
+        return "n_trials" in self.config.hydra.sweeper
 
     def _num_points(self) -> int:
         """How many points the sweeper will come up with, in all batches; 0 if it does not say."""
         sweeper = self.config.hydra.sweeper
-        if "n_trials" in sweeper:
+        if self.searches:
             return int(sweeper.n_trials)
         texts = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())]
         texts += self.config.hydra.overrides.task
@@ -120,7 +113,7 @@ class SweepLauncher(Launcher):
         metrics = list(settings.summary) if settings is not None else []
         console = OmegaConf.select(self.config, "logging.console")
         summarise(points, record, metrics, "auto" if console is None else console.name)
-        if "n_trials" in self.config.hydra.sweeper:
+        if self.searches:
             self._say_best(record)
         if not all(point.done for point in points):
             say(f"to go on: {typed_again(self.hydra_context, self.config, self.command)}")
@@ -144,14 +137,17 @@ class SweepLauncher(Launcher):
             sys.exit(result or 1)
 
     def _failed_before(self, first: int) -> bool:
-        """Whether a point of an earlier batch failed."""
+        """Whether a point of an earlier batch failed; those in the queue may yet do well."""
         import json
 
         folder = Path(str(self.config.hydra.sweep.dir))
         record = open_record(folder, "auto")
-        for number, point in record.points.items():
-            path = Path(point["folder"]) / "result.json"
-            if number < first and not (path.is_file() and json.loads(path.read_text())["status"] == "ok"):
+        queued = record.in_queue
+        for number in range(first):
+            if number in queued or number not in record.points:
+                continue
+            path = Path(record.points[number]["folder"]) / "result.json"
+            if not (path.is_file() and json.loads(path.read_text())["status"] == "ok"):
                 return True
         return False
 
@@ -165,7 +161,7 @@ class SweepLauncher(Launcher):
                 status=JobStatus.COMPLETED,
             )
         done.return_value = self._objective(point)
-        if point.failed and "n_trials" in self.config.hydra.sweeper:
+        if point.failed and self.searches:
             from grpo.types import RunError
 
             done.status = JobStatus.FAILED
@@ -173,10 +169,20 @@ class SweepLauncher(Launcher):
         return done
 
     def _objective(self, point: Point) -> float | None:
-        """What a sweeper that searches maximises or minimises: the last value of a metric."""
+        """What a sweeper that searches maximises or minimises: the last value of a metric.
+
+        Raises:
+            ValueError: there is none, and a search would go on blindly.
+        """
         settings = self.config.get("sweep")
         if settings is None or not point.done:
             return None
         from grpo.run.sweep_summary import last_value
 
-        return last_value(point.folder, settings.objective)
+        value = last_value(point.folder, settings.objective)
+        if value is None and self.searches:
+            raise ValueError(
+                f"point {point.number} has no value of sweep.objective={settings.objective}; name a metric of "
+                f"{point.folder / 'metrics.jsonl'} and start again, finished points are kept"
+            )
+        return value

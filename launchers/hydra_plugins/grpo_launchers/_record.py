@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,19 @@ class Record:
     submissions: list[Submission] = field(default_factory=list)
 
     @property
-    def pending(self) -> Submission | None:
-        """The submission that nobody has collected yet."""
-        return next((item for item in self.submissions if self._marker(item).exists()), None)
+    def in_queue(self) -> dict[int, str]:
+        """The jobs that nobody has collected yet, by the point's number."""
+        jobs = [pair for item in self.submissions for pair in item.jobs.items()]
+        return {number: job for number, job in jobs if self._marker(job).exists()}
+
+    def pending(self, numbers: Collection[int]) -> Submission | None:
+        """The oldest submission that has uncollected jobs of these points, with those jobs only."""
+        queued = self.in_queue
+        for item in self.submissions:
+            jobs = {n: job for n, job in item.jobs.items() if n in numbers and queued.get(n) == job}
+            if jobs:
+                return Submission(jobs, item.num_ranks)
+        return None
 
     def add_submission(self, submission: Submission) -> None:
         """Notes what was submitted.
@@ -62,15 +72,17 @@ class Record:
             OSError: no room.
         """
         self.submissions.append(submission)
-        self._marker(submission).touch()
+        for job in submission.jobs.values():
+            self._marker(job).touch()
         self.save()
 
     def mark_collected(self, submission: Submission) -> None:
-        """Notes that its outcome has been told: by deleting a file, which a full disk cannot prevent."""
-        self._marker(submission).unlink(missing_ok=True)
+        """Notes that its outcome has been told: by deleting files, which a full disk cannot prevent."""
+        for job in submission.jobs.values():
+            self._marker(job).unlink(missing_ok=True)
 
-    def _marker(self, submission: Submission) -> Path:
-        return self.folder / "slurm" / f"{submission.array}.pending"
+    def _marker(self, job: str) -> Path:
+        return self.folder / "slurm" / f"{job}.pending"
 
     def save(self) -> None:
         """Writes the record.
@@ -134,6 +146,7 @@ def require_same_sweep(record: Record, points: Sequence[Point]) -> None:
         ConfigCompositionException: it is another sweep's folder; says what differs.
     """
     different: dict[str, list[str]] = {}
+    queued = record.in_queue
     for point in points:
         path = point.folder / f"{FROZEN}.yaml"
         if point.number not in record.points or not path.is_file():
@@ -142,7 +155,9 @@ def require_same_sweep(record: Record, points: Sequence[Point]) -> None:
         del saved["hydra"]  # has interpolations that only a run can resolve
         before: Any = OmegaConf.to_container(saved, resolve=True)
         constant = point.config.get("train", {}).get("lr_schedule") == "constant"
-        free = (*FREE, "defaults", *(["train.n_grpo_steps"] if constant else []))
+        # More steps are a continuation; but a job in the queue has the number that it was submitted with.
+        more_steps = constant and point.number not in queued
+        free = (*FREE, "defaults", *(["train.n_grpo_steps"] if more_steps else []))
         there, here = dict(flat(before, free)), dict(flat(point.config, free))
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):

@@ -24,6 +24,7 @@ _ENDED = {
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
     *("PREEMPTED", "REVOKED", "SPECIAL_EXIT", _GONE),
 }
+_FAILED = {"FAILED", "OUT_OF_MEMORY", "NODE_FAIL"}
 
 
 @dataclass
@@ -123,19 +124,23 @@ def _settle(point: Point, job: _Job, num_ranks: int, folder: Path) -> bool:
     """Gives the point its status if the job has ended; whether it has."""
     notes = {rank: note for rank in range(num_ranks) if (note := read_note(point.folder, rank, job.job_id))}
     if len(notes) == num_ranks and all(note["status"] == OK for note in notes.values()):
-        point.status, point.seconds = OK, _seconds(point, notes)
+        point.status, point.seconds = OK, _seconds(notes)
         return True
     if job.ended_at is None or time.monotonic() < job.ended_at + _GRACE_S:
         return False
-    point.seconds = _seconds(point, notes)
+    point.seconds = _seconds(notes)
     point.status, point.details = _explain(job, notes, folder)
     return True
 
 
 def _explain(job: _Job, notes: Mapping[int, Mapping[str, Any]], folder: Path) -> tuple[str, tuple[str, ...]]:
-    """Status and details of a job without a result: the rank that was the first to fail, else to be stopped."""
+    """Status and details of a job without a result: the rank that was the first to fail, else to be stopped.
+
+    A rank that left no word when its job failed was killed: the others were stopped because of it.
+    """
     status = f"{job.state}, job {job.job_id}"
-    for wanted in (("failed",), ("stopped", "requeued"), ("running",)):
+    stopped, silent = ("stopped", "requeued"), ("running",)
+    for wanted in (("failed",), silent, stopped) if job.state in _FAILED else (("failed",), stopped, silent):
         if found := [(note["time"], rank, note) for rank, note in notes.items() if note["status"] in wanted]:
             _, rank, note = min(found, key=lambda item: item[:2])
             first = " was the first to fail" if len(found) > 1 and wanted == ("failed",) else ""
@@ -149,7 +154,7 @@ def _explain(job: _Job, notes: Mapping[int, Mapping[str, Any]], folder: Path) ->
 def _from_slurm(job: _Job, rank: int, folder: Path) -> tuple[str, ...]:
     """What Slurm and submitit have to say of a task that said nothing itself."""
     log = folder / "slurm" / f"{job.job_id}_{rank}_log.err"
-    return (f"log: {log}", *last_lines(log))
+    return (f"log: {log}", *last_lines(log)) if log.is_file() else ()
 
 
 def _how(note: Mapping[str, Any]) -> str:
@@ -163,11 +168,10 @@ def _how(note: Mapping[str, Any]) -> str:
     return f"{words}, {note['reason']}" if note["reason"] else words
 
 
-def _seconds(point: Point, notes: Mapping[int, Mapping[str, Any]]) -> float:
-    """From the first start of the point to its end, pauses in the queue included."""
-    frozen = point.folder / "point.yaml"
-    ends = [note["time"] for note in notes.values()]
-    return max(0.0, max(ends) - frozen.stat().st_mtime) if ends and frozen.exists() else 0.0
+def _seconds(notes: Mapping[int, Mapping[str, Any]]) -> float:
+    """From the job's first start to its end: without the queue before it, with the pauses after a requeue."""
+    starts = [note["started"] for note in notes.values()]
+    return max(0.0, max(note["time"] for note in notes.values()) - min(starts)) if starts else 0.0
 
 
 def _write(point: Point) -> None:

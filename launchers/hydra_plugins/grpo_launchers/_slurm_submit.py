@@ -130,10 +130,12 @@ def _words(error: Exception) -> str:
 def _remedy(words: str, settings: LaunchConfig) -> str:
     if "account" in words.lower():
         return f"launch.account={settings.account}: `sacctmgr show associations user=$USER` lists yours"
+    partitions = command_output("sinfo", "-h", "-o", "%R")
+    if partitions is None:
+        return "`sinfo` does not answer here either; run it where it does, or use launch=local"
     if "partition" in words.lower():
-        known = command_output("sinfo", "-h", "-o", "%R")
-        names = f"the partitions are {', '.join(dict.fromkeys(known.split()))}" if known else "`sinfo` lists them"
-        return f"launch.partition={settings.partition}: {names}"
+        names = ", ".join(dict.fromkeys(partitions.split()))
+        return f"launch.partition={settings.partition}: the partitions are {names}"
     return "change the launch.* setting that it names; sweep and finished points stay as they are"
 
 

@@ -83,13 +83,16 @@ class Task:
 
     def note(self, status: str, code: int | None = None, reason: str = "") -> None:
         """Tells the launcher, and rank 0, how this rank is."""
+        now = time.time()
+        before = read_note(self.folder, self.rank, self.job_id)
         values = {
             "job_id": self.job_id,
             "restarts": self.restarts,
             "status": status,
             "code": code,
             "reason": reason,
-            "time": time.time(),
+            "started": before["started"] if before else now,  # for the first time
+            "time": now,
             "host": self.host,
             "log": str(self.log_path),
         }

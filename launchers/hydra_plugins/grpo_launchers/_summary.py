@@ -56,6 +56,7 @@ def counts(points: Sequence[Point]) -> str:
 def _others(record: Record, points: Sequence[Point]) -> list[Point]:
     """Points that another start or batch of the sweep ran."""
     own = {point.number for point in points}
+    queued = record.in_queue
     found = []
     for number, values in record.points.items():
         if number in own:
@@ -66,5 +67,7 @@ def _others(record: Record, points: Sequence[Point]) -> list[Point]:
             result = json.loads(path.read_text(encoding="utf-8"))
             point.status = FINISHED if result["status"] == OK else result["status"]
             point.seconds = result["seconds"]
+        if number in queued:
+            point.status = f"in the queue: job {queued[number]}"
         found.append(point)
     return found

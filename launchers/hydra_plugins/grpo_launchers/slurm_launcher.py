@@ -42,8 +42,6 @@ ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmLau
 class SlurmLauncher(SweepLauncher):
     """Submits the points that are not done as one array, waits for it, and says how each went."""
 
-    name = "slurm"
-
     @property
     def settings(self) -> "LaunchConfig":
         """`launch`, which is the sweep's and not a point's."""
@@ -72,12 +70,17 @@ class SlurmLauncher(SweepLauncher):
         from hydra_plugins.grpo_launchers._slurm_collect import collect
         from hydra_plugins.grpo_launchers._slurm_submit import require_slurm, submit
 
-        require_slurm()
         settings = self.settings
+        if settings.detach and self.searches:
+            raise ValueError(
+                "launch.detach=true returns before there are results, and this sweeper makes its next points of them; "
+                "leave launch.detach out"
+            )
+        require_slurm()
         told: set[int] = set()
         with StopRequest("was noted; the jobs stay in the queue, and this program ends").listening() as stop:
             while stop.signum is None:
-                submission = record.pending
+                submission = record.pending([point.number for point in points])
                 if submission is None:
                     todo = [point for point in points if not point.done and point.number not in told]
                     if not todo:

@@ -40,8 +40,6 @@ ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=Sub
 class SubprocessLauncher(SweepLauncher):
     """Runs each point of a sweep in a process of its own, `sweep.parallel` at a time."""
 
-    name = "subprocess"
-
     def check(self, config: Any) -> None:
         """The machine has what the point needs."""
         hardware = config.hardware
@@ -56,10 +54,10 @@ class SubprocessLauncher(SweepLauncher):
         from hydra_plugins.grpo_launchers._local import run_points
         from hydra_plugins.grpo_launchers._seats import seats, wait_for_others
 
-        if record.pending is not None:
+        if jobs := record.in_queue.values():
             raise ValueError(
-                f"{record.folder} has points that were submitted to Slurm (job {record.pending.array}); collect them "
-                "first, with launch=slurm"
+                f"{record.folder} has points that were submitted to Slurm (job {', '.join(jobs)}); collect them first, "
+                "with launch=slurm"
             )
         settings = self.config.get("sweep")
         places = seats(settings.parallel if settings is not None else 1, points)

@@ -1,13 +1,16 @@
 """What a task tells torch.distributed, and what is asked of sbatch; all else needs a Slurm: tests/e2e/test_slurm.py."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from grpo.config import LaunchConfig
+from hydra_plugins.grpo_launchers import _slurm_task
 from hydra_plugins.grpo_launchers._slurm_collect import _explain, _Job
-from hydra_plugins.grpo_launchers._slurm_submit import parameters
+from hydra_plugins.grpo_launchers._slurm_submit import PROGRAMS, _outside_of_jobs, parameters, require_slurm
 from hydra_plugins.grpo_launchers._slurm_task import PointFailed, Task, read_note, tasks_per_node
 
 # The variables of rank 5 of 6 on three nodes, the second one having only one task.
@@ -50,7 +53,7 @@ def test_a_rank_is_what_torchrun_would_call_it(tmp_path: Path) -> None:
 
 
 def test_a_meeting_place_of_an_earlier_start_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hydra_plugins.grpo_launchers._slurm_task.PATIENCE_S", 0.2)
+    monkeypatch.setattr(_slurm_task, "PATIENCE_S", 0.2)
     (tmp_path / "slurm").mkdir()
     place = {"job_id": "70_3", "restarts": 1, "address": "10.0.0.7", "port": 23456}
     (tmp_path / "slurm" / "meeting_place.json").write_text(json.dumps(place))
@@ -60,9 +63,14 @@ def test_a_meeting_place_of_an_earlier_start_is_not_taken(tmp_path: Path, monkey
 
 def test_notes_are_of_one_job(tmp_path: Path) -> None:
     task = Task.here(tmp_path, SLURM)
+    Task.here(tmp_path, {**SLURM, "SLURM_ARRAY_JOB_ID": "69"}).note("requeued")
+    task.note("running")
+    first = read_note(tmp_path, 5, "70_3")
     task.note("failed", 3, "for a reason")
     note = read_note(tmp_path, 5, "70_3")
     assert note is not None
+    assert first is not None
+    assert first["started"] == first["time"] == note["started"] < note["time"]
     assert (note["status"], note["code"], note["reason"], note["host"]) == ("failed", 3, "for a reason", "b7")
     assert read_note(tmp_path, 5, "71_3") is None
     assert read_note(tmp_path, 4, "70_3") is None
@@ -81,6 +89,47 @@ def test_the_first_rank_to_fail_is_named_not_those_that_fell_with_it(tmp_path: P
     assert status == "FAILED, job 70_3"
     assert details[:2] == ("rank 1 on b was the first to fail: exit status 3", f"log: {log}")
     assert details[2:] == tuple(f"line {number}" for number in range(4, 9))
+
+
+@pytest.mark.parametrize(("state", "rank"), [("FAILED", 1), ("OUT_OF_MEMORY", 1), ("CANCELLED", 0)])
+def test_a_rank_that_was_killed_without_a_word_is_the_reason_of_a_failure(
+    tmp_path: Path, state: str, rank: int
+) -> None:
+    """Slurm stops the others because of it; of a cancelled job those that have saved say more."""
+    note = {"reason": "", "code": None, "log": str(tmp_path / "log"), "host": "a"}
+    notes = {
+        0: {**note, "time": 9.0, "code": 143, "status": "stopped"},
+        1: {**note, "time": 3.0, "status": "running"},
+    }
+    _, details = _explain(_Job("70_3", state), notes, tmp_path)
+    assert details[0].startswith(f"rank {rank} on a: ")
+
+
+@pytest.mark.parametrize("job", ["12", None])
+def test_a_sweep_that_is_started_from_a_job_does_not_take_over_its_options(
+    job: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sbatch reads them from the environment; outside of a job, a person has set them for it to read."""
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SUBMITIT_EXECUTOR", "SLURM_CONF"):
+        monkeypatch.setenv(name, "12")
+    if job is None:
+        monkeypatch.delenv("SLURM_JOB_ID")
+    before = dict(os.environ)
+    with _outside_of_jobs():
+        kept = {name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_"))}
+    assert kept == ({"SLURM_CONF"} if job else {"SLURM_CONF", "SLURM_MEM_PER_NODE", "SUBMITIT_EXECUTOR"})
+    assert dict(os.environ) == before
+
+
+def test_without_submitit_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    for name in PROGRAMS:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    require_slurm()
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"needs submitit; pip install -e '\.\[slurm\]', or use launch=local"):
+        require_slurm()
 
 
 def test_every_setting_reaches_sbatch() -> None:
