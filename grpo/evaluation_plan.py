@@ -17,9 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from grpo import __version__
-from grpo.config import DataConfig, DataSource, DType, EvaluateConfig, RunConfig, to_dict
+from grpo.config import DataConfig, DataSource, DType, EvaluateConfig, RunConfig, check_compared, to_dict
 from grpo.data.held_out import held_out_problems
 from grpo.data.prompts import PromptTemplate, load_template
+from grpo.errors import late_interrupts
 from grpo.run.evals.models import NamedModel, find_model, fingerprint, slug, unique_labels
 from grpo.run.evals.progress import Progress
 from grpo.run.evals.results import Item
@@ -116,6 +117,7 @@ def _models(cfg: DictConfig, named: set[str], progress: Progress) -> list[NamedM
 
 def _compared(given: Sequence[str], progress: Progress) -> list[NamedModel]:
     """The models of `compare`; "base" is what the first run among them started from."""
+    check_compared(given)
     models = {name: find_model(name, "compare") for name in given if name != _BASE or Path(name).exists()}
     if len(models) < len(given):
         run = next((model.run_config for model in models.values() if model.run_config), None)
@@ -134,8 +136,11 @@ def _model_path(cfg: RunConfig, progress: Progress) -> str:
     """Where the model is; one that is to be built is built first."""
     if cfg.model.path is not None:
         return cfg.model.path
-    from grpo.warm_start import built_model_folder
+    with late_interrupts():
+        from grpo.policy.load import quiet_transformers
+        from grpo.warm_start import built_model_folder
 
+    quiet_transformers()
     return str(built_model_folder(cfg, progress.say))
 
 

@@ -22,7 +22,8 @@ def collect() -> dict[str, Any]:
 
     Returns:
         `versions` by name (None: not installed), `platform`, `host`, `num_cpus`, `devices` (GPU names, else the
-        processor's), `visible_devices` (of CUDA; None: all), `git` (see `git_state`), `command`, `folder`.
+        processor's), `visible_devices` (of CUDA; None: all), `num_ranks` (processes that train together), `git` (see
+        `git_state`), `command`, `folder`.
     """
     return {
         "versions": {"grpo": __version__, "python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
@@ -31,6 +32,7 @@ def collect() -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "devices": _devices(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "num_ranks": int(os.environ.get("WORLD_SIZE", 1)),
         "git": git_state(_ROOT),
         # What a person would type: the point of a sweep is started with a config that its launcher has frozen.
         "command": os.environ.get("GRPO_TYPED_COMMAND") or shlex.join(sys.orig_argv),

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from grpo.config import RunConfig, compose_run_config, known_keys
+from grpo import download, grade, report
+from grpo.config import compose_config, compose_run_config, known_keys, to_evaluate_config
+from grpo.run.evals.settings import named_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [body.replace("\\\n", " ") for body in re.findall(r"^```\w*\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)]
-PROGRAMS = ("python -m grpo.train", "python -m grpo.warm_start")
+# In the repository's tree a command stands behind its file's description.
+COMMAND = re.compile(r"(?:uv run )?(?:python|torchrun [^`\n]*?) -m (grpo\.\w+)[^`\n]*")
+PARSERS = {"grpo.download": download._parse, "grpo.report": report._parse, "grpo.grade": grade._parse}
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
 GROUPS = {group: options for group, options in GROUPS.items() if options}
 SECTIONS = "model|hardware|loss|data|reward|train|sampling|evaluation|checkpoint|logging|sweep|launch"
@@ -32,19 +37,20 @@ def commands() -> list[str]:
     """Every command of this project, from code blocks and from `code` in the text, without its comment."""
     lines = [line for block in BLOCKS for line in block.splitlines()]
     quoted = re.findall(r"`([^`\n]+)`", PAGE)
-    found = [text for text in [*lines, *quoted] if any(program in text for program in PROGRAMS)]
-    # In the repository's tree a command stands behind its file's description.
-    cut = [
-        re.sub(r"^.*?((?:uv run )?python -m grpo\.)", r"\1", text.split("`")[1] if "`" in text else text)
-        for text in found
-    ]
-    return list(dict.fromkeys(re.sub(r"\s+#.*", "", text).strip() for text in cut))
+    found = [match[0] for text in [*lines, *quoted] if (match := COMMAND.search(text))]
+    return list(dict.fromkeys(re.sub(r"\s+#.*", "", text).strip() for text in found))
+
+
+def split(command: str) -> tuple[str, list[str]]:
+    """The module that a command runs, and the words after it."""
+    words = shlex.split(command)
+    place = words.index("-m") + 1
+    return words[place], words[place + 1 :]
 
 
 def compositions(command: str) -> Iterator[list[str]]:
     """The overrides that a command composes: one list, or one a point of its sweep."""
-    words = shlex.split(command)
-    words = words[words.index("-m") + 2 :]
+    _, words = split(command)
     if "--help" in words:
         return
     multirun = "--multirun" in words or "launch=slurm" in words
@@ -69,14 +75,27 @@ def compositions(command: str) -> Iterator[list[str]]:
 
 def test_the_page_is_short_and_has_commands() -> None:
     assert len(PAGE.splitlines()) < 350
-    assert len(commands()) >= 15
+    modules = Counter(split(command)[0] for command in commands())
+    assert modules["grpo.train"] >= 20
+    assert modules["grpo.evaluate"] >= 3
+    assert min(modules[name] for name in PARSERS) >= 2
+    assert any(command.startswith("torchrun ") for command in commands())
     assert len(FLAG_ROWS) == 15
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_composes(command: str) -> None:
-    for overrides in compositions(command):
-        assert isinstance(compose_run_config(overrides), RunConfig), overrides
+def test_every_command_is_one_that_its_program_takes(command: str) -> None:
+    module, words = split(command)
+    if module in PARSERS:
+        if words:  # without any it is the program's name
+            PARSERS[module](words)
+    elif module == "grpo.evaluate":
+        named_keys(words)
+        to_evaluate_config(compose_config(words, "evaluate"))
+    else:
+        assert module in ("grpo.train", "grpo.warm_start")
+        for overrides in compositions(command):
+            compose_run_config(overrides)
 
 
 def test_the_sweep_of_the_page_has_its_points() -> None:
@@ -89,7 +108,7 @@ def test_every_override_for_a_flag_composes(row: list[str]) -> None:
     overrides = re.findall(r"`([^`]+)`", row[1])
     assert overrides
     for words in overrides:
-        assert isinstance(compose_run_config(words.split()), RunConfig)
+        compose_run_config(words.split())
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))

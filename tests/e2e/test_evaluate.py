@@ -270,6 +270,9 @@ REFUSED = {
         "sampling.temperature=1",
     ): "sampling.temperature has no effect on an evaluation; use temperature=",
     ("compare=[RUN,base/other]", "model.path=RUN"): "compare and model.path both name models",
+    ("compare=[]",): "compare=[] does not name two models or more, each once; use compare=[A,B]",
+    ("compare=[RUN,RUN]",): "does not name two models or more, each once",
+    ("model.path=RUN", "problems=good.jsonl", "data.test_path=good.jsonl"): "put them all into problems=[A,B]",
     ("compare=[base,a/b]",): "base is the model that a run started from, but none of the others is of a run",
     ("num_sample=1",): "num_sample is no setting (did you mean num_samples",
     (

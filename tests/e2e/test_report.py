@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from grpo.run.metrics import JsonlLog
 from grpo.run.report.completions import CompletionIndex
 from grpo.run.report.page import run_page
 from grpo.run.report.reading import read_run
+from grpo.run.report.server import WatchedPage, make_server
+from grpo.run.report.sweep import compare_points, read_sweep
+from grpo.run.report.sweep_page import sweep_page
 from tests.e2e import processes
 from tests.unit.run.report_runs import entry, group, groups, make_run, make_sweep, metrics_row
 
@@ -51,13 +55,16 @@ def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_runs_that_were_run_and_the_sweep_that_they_are(tmp_path: Path, tiny: Overrides, report: Report) -> None:
-    sweep = tmp_path / "sweep"
+    sweep, points = tmp_path / "sweep", []
     for number, lr in enumerate(("1e-2", "1e-3", "bad")):
         folder = sweep / str(number)
         folder.mkdir(parents=True)
         overrides = tiny(folder, "train.n_grpo_steps=3", f"train.learning_rate={lr}")
         (folder / "log.txt").write_text(f"$ python -m grpo.train {' '.join(overrides)}\n")
-        assert processes.run(overrides, folder / "log.txt") == (1 if lr == "bad" else 0)
+        points.append(processes.start(overrides, folder / "log.txt"))
+    for process in points:
+        process.join(120)
+    assert [process.exitcode for process in points] == [0, 0, 1]
     rows = [json.loads(line) for line in (sweep / "0" / "completions.jsonl").read_text().splitlines()]
     entries = [entry for row in rows for entry in row["completions"]]
     assert len(entries) == 3 * 16  # four groups of four a step: all have their tokens
@@ -87,7 +94,8 @@ def test_runs_that_were_run_and_the_sweep_that_they_are(tmp_path: Path, tiny: Ov
     assert "adjusted by Holm" in page
 
 
-def test_the_page_goes_where_it_is_told(tmp_path: Path, report: Report) -> None:
+def test_the_page_goes_where_it_is_told(tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo.run.report.page.run_curves", lambda rows: [])  # drawing takes most of a page's time
     folder = make_run(tmp_path / "run")
     before = sorted(path.name for path in folder.iterdir())
     status, out, _ = report(folder, "--out", tmp_path / "mine.html")
@@ -176,7 +184,8 @@ def written(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def sweep_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = make_sweep(tmp_path_factory.mktemp("browser") / "sweep")
-    assert run([str(folder)]) == 0
+    sweep = read_sweep(folder)
+    (folder / "report.html").write_text(sweep_page(sweep, compare_points(sweep.points)), encoding="utf-8")
     return (folder / "report.html").as_uri()
 
 
@@ -414,6 +423,35 @@ def test_on_paper(open_page: Callable[..., Page], run_url: str) -> None:
     for selector, shown in (("#filters", False), ("#list", False), ("#detail", True), ("figure svg", True)):
         assert page.locator(selector).first.is_visible() == shown
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.browser
+def test_a_folder_that_cannot_be_read_just_now_leaves_the_page_as_it_is(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo.run.report.page.run_curves", lambda rows: [])
+    folder = make_run(tmp_path / "run", num_steps=2)
+    index = CompletionIndex(folder / "completions.jsonl")
+    index.update()
+    asked = iter((1, 1))  # when the server starts, and for the page; then the folder is away
+
+    def state() -> str:
+        if next(asked, None) is None:
+            raise FileNotFoundError("the folder is away")
+        return "1"
+
+    with make_server(
+        WatchedPage(lambda version: run_page(read_run(folder), index, version), state, rest=0), 0
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+        wait_until(lambda: page.locator("body").get_attribute("data-watch") == "off", 20)
+        assert page.locator("#count").inner_text() == "12 of 12 completions"
+        page.close()
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.browser

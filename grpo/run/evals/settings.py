@@ -42,6 +42,8 @@ def named_keys(overrides: Sequence[str]) -> set[str]:
             raise ValueError(f"{key} has no effect on an evaluation; {remedy}")
     if "compare" in keys and keys & {"model", "model.path"}:
         raise ValueError("compare and model.path both name models; put them all into compare=[A,B]")
+    if {"problems", "data.test_path"} <= keys:
+        raise ValueError("problems and data.test_path both name problems; put them all into problems=[A,B]")
     return keys
 
 

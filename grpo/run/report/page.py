@@ -169,8 +169,10 @@ def numbers(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _sample_note(sample: Sample) -> str:
-    if not sample.groups:
+    if not sample.num_groups:
         return "There are none to show."
+    if not sample.groups:
+        return f"None of the {sample.num_groups:,} groups fits into this page; they are in completions.jsonl."
     parts = [f"{sample.num_shown:,} of {sample.num_groups:,} groups are in this page"]
     if sample.num_shown < sample.num_groups:
         parts[0] += (

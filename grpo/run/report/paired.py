@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.run.report.reading import read_rows
-from grpo.run.statistics import bootstrap_interval, mcnemar_p
+from grpo.run.statistics import difference_interval, mcnemar_p
 
 Answers = Mapping[tuple[str, int], bool]
 
@@ -52,7 +52,7 @@ def paired_test(first: Answers, second: Answers) -> PairedTest | None:
         return None
     differences = [float(first[key]) - float(second[key]) for key in common]
     only_first, only_second = differences.count(1.0), differences.count(-1.0)
-    low, high = bootstrap_interval(differences) if only_first + only_second else (0.0, 0.0)
+    low, high = difference_interval(differences)
     return PairedTest(
         num_problems=len(common),
         only_first=only_first,

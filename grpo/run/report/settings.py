@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import config_path, register
+from grpo.config import compose_config, config_path
 from grpo.run.report.reading import RunRecord
 
 GROUPS = ("model", "hardware", "loss", "data", "reward")
@@ -92,26 +91,9 @@ def default_config(options: Mapping[str, str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     chosen = [f"{group}={name}" for group, name in options.items() if _exists(group, name)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        composed = OmegaConf.to_container(_compose(chosen), enum_to_str=True)
+    composed = OmegaConf.to_container(compose_config(chosen), enum_to_str=True)
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
-
-
-def _compose(overrides: list[str]) -> Any:
-    """The config without the rules that join fields: some options want a value from the user first."""
-    from hydra import compose, initialize_config_dir, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    register()
-    GlobalHydra.instance().clear()
-    path = config_path()
-    if path.startswith("pkg://"):
-        with initialize_config_module(path.removeprefix("pkg://"), version_base="1.3"):
-            return compose("config", overrides=overrides)
-    with initialize_config_dir(path, version_base="1.3"):
-        return compose("config", overrides=overrides)
 
 
 def _exists(group: str, name: str) -> bool:
@@ -124,7 +106,7 @@ def _exists(group: str, name: str) -> bool:
 
 def shown(value: Any) -> str:
     """A value as YAML and overrides write it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)  # YAML has dates
 
 
 def commands(record: RunRecord) -> Commands:
@@ -136,7 +118,8 @@ def commands(record: RunRecord) -> Commands:
             return Commands(None, None, "", "Neither provenance.json nor config.yaml says how the run was started.")
         overrides = _from_config(record.config)
         note = "Made from config.yaml, since the command that started the run is not known."
-    repeat = _command(overrides)
+    program = _program(record)
+    repeat = shlex.join([*program, *overrides])
     where = record.provenance.get("folder")
     where = where if isinstance(where, str) else ""
     if record.is_finished or record.is_running:
@@ -144,7 +127,7 @@ def commands(record: RunRecord) -> Commands:
     folder = record.folder.resolve()
     if where and folder.is_relative_to(Path(where).resolve()):
         folder = folder.relative_to(Path(where).resolve())
-    return Commands(_command([*overrides, f"resume={_quoted(str(folder))}"]), repeat, where, note)
+    return Commands(shlex.join([*program, *overrides, f"resume={_quoted(str(folder))}"]), repeat, where, note)
 
 
 def started_with(command: Any) -> list[str] | None:
@@ -179,7 +162,7 @@ def _override_value(value: Any) -> str:
         return _quoted(value)
     if isinstance(value, list):
         return f"[{','.join(map(_override_value, value))}]"
-    return json.dumps(value)
+    return json.dumps(value, default=str)
 
 
 def _quoted(text: str) -> str:
@@ -188,5 +171,9 @@ def _quoted(text: str) -> str:
     return quoted(text)
 
 
-def _command(overrides: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "grpo.train", *overrides])
+def _program(record: RunRecord) -> list[str]:
+    """What starts it: a command line of torchrun's is not the one that its processes have."""
+    if not record.setting("hardware.sharded"):
+        return ["python", "-m", "grpo.train"]
+    num_ranks = record.provenance.get("num_ranks", "gpu")  # which is torchrun's word for one a GPU
+    return ["torchrun", "--nproc-per-node", str(num_ranks), "-m", "grpo.train"]

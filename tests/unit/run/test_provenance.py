@@ -32,6 +32,7 @@ print([name for name in ("torch", "transformers", "matplotlib", "wandb", "vllm")
     assert {"python", "torch", "transformers", "hydra-core", "omegaconf"} <= found["versions"].keys()
     assert found["command"].endswith("'an argument'")
     assert found["num_cpus"] >= 1
+    assert found["num_ranks"] == 1
     assert found["devices"][0]
 
 

@@ -100,6 +100,14 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_curves")
+def test_groups_too_large_for_a_page_are_said_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo.run.report.page.MAX_BYTES", 1)
+    page = page_of(make_run(tmp_path / "run"))
+    assert "None of the 12 groups fits into this page; they are in completions.jsonl." in page
+    assert data_of(page) == []
+
+
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("name", ["config.yaml", "completions.jsonl", "metrics.jsonl"])
 def test_one_file_alone_gives_a_page(tmp_path: Path, name: str) -> None:
     folder = make_run(tmp_path / "run")

@@ -1,6 +1,8 @@
 """What differs from the defaults, and commands that do what they say."""
 
+import json
 import shlex
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,10 @@ def test_only_what_differs_from_the_chosen_options_is_listed() -> None:
 def test_settings_of_another_version_are_told_apart() -> None:
     config = composed("model=tiny", "hardware=cpu", "data=arithmetic")
     del config["train"]["max_grad_norm"]
-    config["train"]["former"] = [1, None]
+    config["train"] |= {"former": [1, None], "when": date(2026, 11, 22)}  # as YAML reads a date
     config["loss"]["name"] = "gone"  # an option that is no more: compared with the default one
     assert Difference("train.former", "[1, null]", "(no such setting)") in differences(config)
+    assert Difference("train.when", '"2026-11-22"', "(no such setting)") in differences(config)
     assert Difference("loss.name", "gone", "reinforce_with_baseline") in differences(config)
     assert lacking(config) == ["train.max_grad_norm"]
     assert differences({}) == lacking({}) == []
@@ -59,6 +62,21 @@ def test_commands_of_an_unfinished_run(tmp_path: Path) -> None:
     assert shlex.split(told.repeat or "") == ["python", "-m", "grpo.train", *own]
     assert shlex.split(told.resume or "") == ["python", "-m", "grpo.train", *own, "resume='my run'"]
     assert told.where == str(tmp_path)
+
+
+def test_what_torchrun_started_is_started_by_torchrun(tmp_path: Path) -> None:
+    own = ["hardware=multi_gpu", "hardware.rank_timeout_s=60"]
+    command = f"/usr/bin/python -u -m grpo.train {' '.join(own)}"  # as each of its processes was started
+    folder = make_run(tmp_path / "run", num_steps=3, overrides=own, command=command)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    for told, number in (({"num_ranks": 4}, "4"), ({}, "gpu")):
+        del provenance["num_ranks"]
+        provenance |= told
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+        words = ["torchrun", "--nproc-per-node", number, "-m", "grpo.train", *own]
+        found = commands(read_run(folder))
+        assert shlex.split(found.repeat or "") == words
+        assert shlex.split(found.resume or "") == [*words, "resume=run"]
 
 
 def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 "use strict";
 (() => {
   let seen = document.body.dataset.version;
+  async function get(path) {
+    const answer = await fetch(path);
+    if (!answer.ok) throw new Error(answer.statusText); // the folder cannot be read just now
+    return answer.text();
+  }
   async function look() {
     try {
-      const version = await (await fetch("version")).text();
+      const version = await get("version");
       if (version !== seen) {
-        const page = new DOMParser().parseFromString(await (await fetch(".")).text(), "text/html");
+        const page = new DOMParser().parseFromString(await get("."), "text/html");
         const has = (root) => Boolean(root.getElementById("filters"));
         if (has(page) !== has(document)) location.reload();
         const parts = [...document.querySelectorAll("[data-live]"), document.getElementById("data")].filter(Boolean);
@@ -19,7 +24,7 @@
       }
       document.body.dataset.watch = "on";
     } catch {
-      document.body.dataset.watch = "off"; // the server has ended; the page stays as it is
+      document.body.dataset.watch = "off"; // the server has ended, or has no page; this one stays as it is
     }
     setTimeout(look, 2000);
   }
