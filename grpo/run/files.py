@@ -7,9 +7,12 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_GLANCE_S = 0.05  # far more than a report needs to see whether a folder is held, for which it must lock it for a moment
 
 # What the writers below name their files and folders while these are not whole; nobody else's are touched.
 _SIBLING = re.compile(r"\.(tmp|old)-.+-\d+")
@@ -91,6 +94,18 @@ def sweep_leftovers(folder: Path) -> None:
     _sync(folder)
 
 
+def _lock(descriptor: int, wait: bool) -> None:
+    """Raises BlockingIOError if another process has the lock, unless it waits."""
+    if wait:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_GLANCE_S)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of `folder` while the block runs; the lock ends with the process, however it ends.
@@ -106,7 +121,7 @@ def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, wait)
         except BlockingIOError:
             raise ValueError(f"{folder} is in use by another run; wait for it, or use another output_dir") from None
         except OSError:

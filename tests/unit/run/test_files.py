@@ -1,5 +1,6 @@
 """Contract 8: a file or folder is whole or absent, whatever happens to who writes it."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from grpo.run.files import append_lines, hold_folder, replace_folder, sweep_leftovers, write_atomic
+from grpo.run.report.reading import is_held
 
 # os.fsync is where half of the work is done: the process dies there, as by the kernel's hand.
 KILLED_AT_FSYNC = """
@@ -227,6 +229,14 @@ def test_sweep_leaves_everything_else_alone(tmp_path: Path) -> None:
     sweep_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hydra", "kept"]
     sweep_leftovers(tmp_path / "absent")
+
+
+def test_a_report_that_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path, monkeypatch):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_SH)
+    monkeypatch.setattr("grpo.run.files.time.sleep", lambda seconds: os.close(folder))
+    with hold_folder(tmp_path):
+        assert is_held(tmp_path)
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
