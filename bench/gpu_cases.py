@@ -58,4 +58,5 @@ CASES = (
     Case("float32 masters, AdamW", ()),
     Case("bfloat16 masters, 8-bit AdamW", ("model.master_dtype=bfloat16", "train.optimizer=adamw_8bit"), GOAL_GIB),
     Case("experiment=gpu_16gb", ("experiment=gpu_16gb",), GOAL_GIB),
+    Case("float32 masters, AdamW, sharded (FSDP2) over one rank", ("hardware.sharded=true",)),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,10 @@ class Ranks:
             if error is not None:
                 raise error
         return [value for value, _ in outcomes]
+
+    def warn(self, text: str) -> None:
+        """Says what concerns this rank alone, whose console may be silent."""
+        print(f"grpo: rank {self.rank}: {text}", file=sys.stderr, flush=True)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's part of what all have: every size-th of it."""

@@ -38,8 +38,9 @@ def user_errors(status: int = 1, command: str = "train") -> Iterator[None]:
         sys.stdout.flush()
         print("grpo: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (ValueError, RunError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        if os.environ.get("GRPO_FULL_ERROR") == "1":
+    except (ValueError, RunError, RuntimeError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
+        is_bug = isinstance(error, RuntimeError) and not _is_out_of_memory(error)
+        if is_bug or os.environ.get("GRPO_FULL_ERROR") == "1":
             raise
         sys.stdout.flush()
         print(f"grpo: {sentence(error, command)}", file=sys.stderr)
@@ -66,8 +67,19 @@ def late_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no memory on a GPU or a Mac; by its words, for Metal has no class for it."""
+    return isinstance(error, RuntimeError) and "out of memory" in str(error)
+
+
 def sentence(error: Exception, command: str = "train") -> str:
     """The error's own words, in one line, with the near names where a name is unknown."""
+    if _is_out_of_memory(error):
+        words = " ".join(str(error).split()).split(" Of the allocated memory")[0].rstrip(".")
+        return (
+            f"{words}; lower hardware.micro_batch_tokens where that was the update, hardware.engine_cache_tokens where "
+            "it was sampling, or end what else holds memory there (GRPO_FULL_ERROR=1 shows where it happened)"
+        )
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OSError) and error.strerror:

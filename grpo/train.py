@@ -180,7 +180,7 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any, ranks:
             end_ids=end_ids,
             compute_dtype=compute_dtype,
             log=folder / f"vllm_{ranks.rank}.log",
-            warn=console.warn,
+            warn=console.warn if ranks.is_first else ranks.warn,
         ),
         grader=build_grader(cfg.reward),
         tokenizer=tokenizer,

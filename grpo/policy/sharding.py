@@ -33,7 +33,7 @@ class ShardedModel(nn.Module):
 
         Args:
             model: on any device; only rank 0's values count.
-            ranks: at least two, in a process group of torch.distributed.
+            ranks: all of a process group of torch.distributed.
             device: of this rank.
         """
         from torch.distributed.device_mesh import init_device_mesh

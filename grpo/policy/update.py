@@ -97,7 +97,8 @@ class Policy:
             max_tokens: the longest response, the constant of `constant_length`.
             seed: of the order of sequences where a step has several optimiser steps, and of random rounding.
             reference: frozen; needed where the loss has a KL penalty. With several ranks as `model`.
-            ranks: who trains together; all of them call `update` and `log_probs` at the same time.
+            ranks: who trains together; all of them call `update` and `log_probs` at the same time. One alone shards its
+                model too where `hardware.sharded` asks for it and a process group of torch.distributed is there.
 
         Raises:
             ValueError: `hardware.packing` asks for what the model's attention cannot do.
@@ -106,14 +107,15 @@ class Policy:
         self._train, self._loss, self._hardware, self._forward = train, loss, hardware, forward
         self._max_tokens, self._seed = max_tokens, seed
         self._seen: dict[int, Tensor] = {}  # log-probs by row
-        self._device = torch.device(hardware.policy_device) if ranks.size > 1 else next(model.parameters()).device
+        is_sharded = ranks.size > 1 or (hardware.sharded and torch.distributed.is_initialized())
+        self._device = torch.device(hardware.policy_device) if is_sharded else next(model.parameters()).device
         self._passes = Passes(train, hardware, self._device)
         for each in (model, reference):
             if each is not None and hardware.packing is not Packing.padded:
                 use_packed_attention(each)
         if hardware.activation_checkpointing:
             _checkpoint_activations(model)
-        if ranks.size > 1:
+        if is_sharded:
             self._workers = ShardedModel(model, ranks, self._device)
             self._reference = None if reference is None else ShardedModel(reference, ranks, self._device)
         else:

@@ -96,11 +96,11 @@ def check_engine(cfg: RunConfig) -> None:
         return  # loading the model says what is wrong with it
     vllm_checks.check_architecture(str(cfg.model.path), config.architectures or (), known_architectures())
     longest = max(cfg.sampling.max_tokens, cfg.evaluation.max_tokens or 0)
-    vllm_checks.check_context(longest, config.max_position_embeddings)
+    vllm_checks.check_context(longest, config.get_text_config().max_position_embeddings)
     device = torch.device(cfg.hardware.engine_device)
     if device.type == "cuda":
-        memory, holders = vllm_checks.gpu_memory(device), vllm_checks.memory_holders(device)
-        vllm_checks.check_gpu_memory(device, cfg.hardware.engine_memory_fraction, memory, holders)
+        memory = vllm_checks.gpu_memory(device)
+        vllm_checks.check_gpu_memory(device, cfg.hardware.engine_memory_fraction, memory, vllm_checks.memory_holders)
 
 
 def build_engine(

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grpo.rollout.batch import Batch, Ended, Request
+from grpo.rollout.completions import CompletionBuilder, check_prompts, special_stop_ids
 from grpo.rollout.decoder import Decoder
-from grpo.rollout.stopping import StopRules, cut_after_stop
-from grpo.rollout.vocabulary import token_bytes
+from grpo.rollout.stopping import StopRules
 from grpo.rollout.workers import num_workers, run_parts, split, suits_one_core
-from grpo.types import Completion, FinishReason, SampleKey, Sampling
+from grpo.types import Completion, SampleKey, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class TorchEngine:
         self._copy = copy.deepcopy(model) if own_weights else None
         self._decoder = Decoder(model if self._copy is None else self._copy, dtype=dtype, device=device)
         self._tokenizer = tokenizer
-        self._pieces = token_bytes(tokenizer, model.config.vocab_size)
+        self._builder = CompletionBuilder(tokenizer, model.config.vocab_size, end_ids)
         self._end_ids = tuple(end_ids)
         self._device = device
         self._cache_tokens = cache_tokens
@@ -94,7 +94,7 @@ class TorchEngine:
         Raises:
             ValueError: an empty prompt, or one that leaves no room for max_tokens in the context.
         """
-        self._check(prompts, sampling)
+        check_prompts(prompts, sampling.max_tokens, self._decoder.config.max_position_embeddings)
         spans = list(pairwise(accumulate(map(len, keys), initial=0)))
         requests = [
             Request(first, prompt, group) for (first, _), prompt, group in zip(spans, prompts, keys, strict=True)
@@ -110,24 +110,11 @@ class TorchEngine:
             return Batch(self._decoder, rules, sampling, self._end_ids, room, cancelled)
 
         for ended in run_parts(parts, build, share_cores=share_cores) if parts else ():
-            for place, completion in zip(ended.places, self._completions(ended, sampling), strict=True):
+            for place, completion in zip(ended.places, self._completions(ended, sampling.stop), strict=True):
                 completions[place] = completion
                 if on_completion is not None:
                     on_completion(place, completion)
         return [[completions[place] for place in range(*span)] for span in spans]
-
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        context = self._decoder.config.max_position_embeddings
-        for place, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {place} is empty; give it at least one token")
-            room = context - len(prompt)
-            if sampling.max_tokens > room:
-                remedy = f"use max_tokens={room} or less" if room > 0 else "use a shorter prompt"
-                raise ValueError(
-                    f"prompt {place} has {len(prompt)} tokens, which with max_tokens={sampling.max_tokens} is more "
-                    f"than the model's context of {context}; {remedy}"
-                )
 
     def _stop_rules(self, stop: tuple[str, ...]) -> StopRules:
         """A stop string that is a special token, such as `<|im_end|>`, stops as that token and when spelled out.
@@ -135,34 +122,11 @@ class TorchEngine:
         Unlike an end-of-sequence token it may be sampled before min_tokens, and then does not stop.
         """
         if stop not in self._rules:
-            added = self._tokenizer.added_tokens_decoder
-            special = {token.content: index for index, token in added.items() if token.special}
-            ends = {*self._end_ids, *(special[string] for string in stop if string in special)}
-            self._rules[stop] = StopRules(self._pieces, sorted(ends), stop, self._device)
+            ends = {*self._end_ids, *special_stop_ids(self._tokenizer, stop)}
+            self._rules[stop] = StopRules(self._builder.pieces, sorted(ends), stop, self._device)
         return self._rules[stop]
 
-    def _completions(self, output: Ended, sampling: Sampling) -> list[Completion]:
+    def _completions(self, output: Ended, stop: tuple[str, ...]) -> list[Completion]:
         ids = [row[:length] for row, length in zip(output.tokens.tolist(), output.lengths.tolist(), strict=True)]
-        texts = self._texts(ids, output.stopped.tolist(), sampling.stop)
-        return [
-            Completion(
-                token_ids=tuple(row),
-                sampler_log_probs=tuple(scores[: len(row)]),
-                text=text,
-                finish_reason=FinishReason.stop if stop else FinishReason.length,
-                version=self._version,
-            )
-            for row, scores, text, stop in zip(
-                ids, output.log_probs.tolist(), texts, output.stopped.tolist(), strict=True
-            )
-        ]
-
-    def _texts(self, ids: Sequence[list[int]], stopped: Sequence[bool], stop: tuple[str, ...]) -> list[str]:
-        """The decoded completions, without their end-of-sequence token and without what follows their stop string."""
-        ended = [flag and row[-1] in self._end_ids for row, flag in zip(ids, stopped, strict=True)]
-        kept = [row[:-1] if end else row for row, end in zip(ids, ended, strict=True)]
-        texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [
-            cut_after_stop(text, [self._pieces[token] for token in row], stop) if flag and not end else text
-            for text, row, flag, end in zip(texts, ids, stopped, ended, strict=True)
-        ]
+        log_probs, stopped = output.log_probs.tolist(), output.stopped.tolist()
+        return self._builder.build(ids, log_probs, stopped, stop=stop, version=self._version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -47,14 +48,16 @@ def check_context(max_tokens: int, context: int) -> None:
         )
 
 
-def check_gpu_memory(device: torch.device, fraction: float, memory: GpuMemory, holders: Sequence[str]) -> None:
+def check_gpu_memory(
+    device: torch.device, fraction: float, memory: GpuMemory, holders: Callable[[torch.device], Sequence[str]]
+) -> None:
     """The share of the whole GPU that vLLM takes must be free.
 
     Args:
         device: the GPU.
         fraction: hardware.engine_memory_fraction.
         memory: what the GPU has.
-        holders: of `memory_holders`.
+        holders: `memory_holders`; asked only where there is too little.
 
     Raises:
         ValueError: says how much is free, and who has the rest.
@@ -62,14 +65,14 @@ def check_gpu_memory(device: torch.device, fraction: float, memory: GpuMemory, h
     wanted = fraction * memory.total
     if memory.free >= wanted:
         return
-    by = (
-        f"; it is held by {', '.join(holders)}" if holders else ", held by processes that nvidia-smi does not show here"
-    )
+    named = ", ".join(holders(device))
+    by = f"; it is held by {named}" if named else ", held by processes that nvidia-smi does not show here"
     lower = int(100 * memory.free / memory.total) / 100
+    instead = f"hardware.engine_memory_fraction={lower} or less" if lower > 0 else "another GPU"
     raise ValueError(
         f"{device} has {memory.free / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free, but "
         f"hardware.engine_memory_fraction={fraction} asks for {wanted / _GIB:.1f} GiB{by}; end those processes, or use "
-        f"hardware.engine_memory_fraction={lower} or less"
+        f"{instead}"
     )
 
 
@@ -80,7 +83,7 @@ def gpu_memory(device: torch.device) -> GpuMemory:
 
 
 def memory_holders(device: torch.device, run: Callable[[list[str]], str] | None = None) -> list[str]:
-    """The processes that hold memory of a GPU, largest first, as nvidia-smi tells: "pid 4711 (python, 12.0 GiB)".
+    """Other processes that hold memory of a GPU, largest first, as nvidia-smi tells: "pid 4711 (python, 12.0 GiB)".
 
     Args:
         device: the GPU.
@@ -94,7 +97,9 @@ def memory_holders(device: torch.device, run: Callable[[list[str]], str] | None 
     rows = [[part.strip() for part in line.rsplit(",", 1)] for line in lines if line.count(",") >= 2]
     sized = [(float(mib) if mib.replace(".", "").isdigit() else 0.0, who.split(",", 1)) for who, mib in rows]
     return [
-        f"pid {who[0].strip()} ({who[1].strip()}, {mib / 1024:.1f} GiB)" for mib, who in sorted(sized, reverse=True)
+        f"pid {pid.strip()} ({name.strip()}, {mib / 1024:.1f} GiB)"
+        for mib, (pid, name) in sorted(sized, reverse=True)
+        if pid.strip() != str(os.getpid())
     ]
 
 

@@ -123,6 +123,8 @@ class VllmChild:
         if hasattr(self, "_child"):
             self._child.kill() if self._in_call else self._child.close()
         self._starter.close()
+        if hasattr(self, "_group"):
+            self._group.leave()
 
     def _start(self) -> None:
         """A child with vLLM built, joined to the group that weights go over.
@@ -131,6 +133,7 @@ class VllmChild:
             ChildLostError, VllmError: there is none.
         """
         options = self._options
+        self._in_call = True
         self._child = ChildProcess(self._starter, options.module, options.log, options.variables, options.hang_s)
         self._child.send("build", self._settings)
         self._child.receive(is_start=True)
@@ -143,18 +146,21 @@ class VllmChild:
                 is_start=True,
             )
             self._child.receive(is_start=True)
-        finally:
-            shutil.rmtree(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self._in_call = False
 
     def _restart(self, lost: ChildLostError) -> None:
         """Another child with the weights of the last sync.
 
         Raises:
-            VllmError: it was the second to be lost.
+            VllmError: it was the second to be lost, or `close` has ended it.
         """
+        if self._closed:
+            raise VllmError("vLLM was closed in the middle of a call") from lost
         end = self._child.end_of_log()
-        self._group.abort()
+        self._group.leave()
         if self._restarts_left == 0:
             raise VllmError(f"vLLM's process was lost a second time: {lost}; {end}") from lost
         self._restarts_left -= 1
@@ -181,7 +187,7 @@ class VllmChild:
             while (message := self._child.receive())[0] == "finished":
                 yield message[1]
         except GeneratorExit:
-            with suppress(ChildLostError):  # the next call will find out
+            with suppress(ChildLostError, VllmError):  # the next call will find out
                 self._break_off()
             raise
         self._in_call = False
@@ -216,8 +222,8 @@ class VllmChild:
 
     def _take_back(self) -> None:
         """Has the child give up the weights that it waits for."""
-        self._child.send("no bucket")
         with suppress(VllmError):
+            self._child.send("no bucket")
             while True:
                 self._child.receive()  # up to its error
         self._in_call = False

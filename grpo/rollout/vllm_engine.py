@@ -11,11 +11,10 @@ from contextlib import closing
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from grpo.rollout.stopping import cut_after_stop
+from grpo.rollout.completions import CompletionBuilder, check_prompts
 from grpo.rollout.vllm_stops import stop_tables
-from grpo.rollout.vllm_types import Backend, Draw, Finished, StopTables, VllmError, Wanted
-from grpo.rollout.vocabulary import token_bytes
-from grpo.types import Completion, FinishReason, RunError, SampleKey, Sampling
+from grpo.rollout.vllm_types import Backend, Draw, StopTables, VllmError, Wanted
+from grpo.types import Completion, RunError, SampleKey, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +45,7 @@ class VllmEngine:
         """
         self._backend = backend
         self._tokenizer = tokenizer
-        self._pieces = token_bytes(tokenizer, model.config.vocab_size)
+        self._builder = CompletionBuilder(tokenizer, model.config.vocab_size, end_ids)
         self._end_ids = tuple(end_ids)
         self._context = int(model.config.max_position_embeddings)
         self._stops: dict[tuple[str, ...], StopTables | None] = {}
@@ -110,7 +109,8 @@ class VllmEngine:
                 vLLM does not have.
             RunError: the weights are not whole, or vLLM has failed.
         """
-        self._check(prompts, sampling)
+        check_sampling(sampling)
+        check_prompts(prompts, sampling.max_tokens, self._context)
         version = self.version
         spans = list(pairwise(accumulate(map(len, keys), initial=0)))
         wanted = [
@@ -123,30 +123,18 @@ class VllmEngine:
             # Closed on an error of the listener: vLLM then ends what it still does for this call.
             with closing(self._backend.generate(wanted, self._draw(sampling))) as finished:
                 for one in finished:
-                    completion = self._completion(one, sampling, version)
-                    completions[one.place] = completion
+                    [completions[one.place]] = self._builder.build(
+                        [one.token_ids], [one.log_probs], [one.stopped], stop=sampling.stop, version=version
+                    )
                     if on_completion is not None:
-                        on_completion(one.place, completion)
+                        on_completion(one.place, completions[one.place])
         except VllmError as error:
             raise RunError(str(error)) from error
         return [[completions[place] for place in range(*span)] for span in spans]
 
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        check_sampling(sampling)
-        for place, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {place} is empty; give it at least one token")
-            room = self._context - len(prompt)
-            if sampling.max_tokens > room:
-                remedy = f"use max_tokens={room} or less" if room > 0 else "use a shorter prompt"
-                raise ValueError(
-                    f"prompt {place} has {len(prompt)} tokens, which with max_tokens={sampling.max_tokens} is more "
-                    f"than the model's context of {self._context}; {remedy}"
-                )
-
     def _draw(self, sampling: Sampling) -> Draw:
         if sampling.stop not in self._stops:
-            self._stops[sampling.stop] = stop_tables(self._tokenizer, self._pieces, sampling.stop)
+            self._stops[sampling.stop] = stop_tables(self._tokenizer, self._builder.pieces, sampling.stop)
         return Draw(
             sampling.temperature,
             sampling.top_p,
@@ -155,21 +143,6 @@ class VllmEngine:
             sampling.max_tokens,
             self._end_ids,
             self._stops[sampling.stop],
-        )
-
-    def _completion(self, one: Finished, sampling: Sampling, version: int) -> Completion:
-        """With its text: without its end-of-sequence token, and without what follows its stop string."""
-        ended = one.stopped and one.token_ids[-1] in self._end_ids
-        kept = one.token_ids[:-1] if ended else one.token_ids
-        [text] = self._tokenizer.batch_decode([kept], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if one.stopped and not ended:
-            text = cut_after_stop(text, [self._pieces[token] for token in kept], sampling.stop)
-        return Completion(
-            token_ids=tuple(one.token_ids),
-            sampler_log_probs=tuple(one.log_probs),
-            text=text,
-            finish_reason=FinishReason.stop if one.stopped else FinishReason.length,
-            version=version,
         )
 
 

@@ -6,7 +6,9 @@ trainer.
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,12 +25,13 @@ class WeightGroup:
         """Returns once the other end has come.
 
         Args:
-            meeting: a file for the two to find each other by; its folder exists.
+            meeting: a file for the two to find each other by; its folder exists, and is for this alone.
             rank: 0 sends, 1 receives.
             backend: "nccl" for two GPUs, "gloo" else.
             device: of this process's tensors where the backend is "nccl".
         """
         self.device = device if backend == "nccl" else torch.device("cpu")
+        self._folder = Path(meeting).parent
         store = cast(Any, dist).FileStore(meeting, 2)
         store.set_timeout(_TIMEOUT)
         self._group = self._join(store, rank, backend)
@@ -49,10 +52,15 @@ class WeightGroup:
         """Fills `flat` with what was sent."""
         self._broadcast(flat)
 
-    def abort(self) -> None:
-        """Ends what is under way, for an end whose other end is gone."""
-        if hasattr(self._group, "abort"):
+    def leave(self) -> None:
+        """Ends what is under way, for an end whose other end is gone, and removes the folder where they met.
+
+        Not before: as long as there is a group, NCCL's watchdog looks into the file, and waits for one that is gone.
+        """
+        if hasattr(self, "_group"):
             self._group.abort()
+            del self._group
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _broadcast(self, flat: Tensor) -> None:
         """Returns when it is done; NCCL's `wait` alone would not wait for the GPU."""

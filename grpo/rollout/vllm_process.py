@@ -26,8 +26,18 @@ _LOOK_S = 0.01
 _CLOSE_S = 5.0
 _LOG_LINES = 4
 _IMPORT_ROOT = Path(__file__).resolve().parent.parent.parent
-# Of torchrun and Slurm: the child is no rank of the trainer's group.
+# Of torchrun and Slurm: the child is no rank of the trainer's group. Where torchrun says that it keeps the store, one
+# that vLLM's group of one meets at would be started by nobody.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_TORCHRUN = "TORCHELASTIC_"
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child's environment has of the trainer's: all but the trainer's place among ranks, and this package."""
+    kept = {name: value for name, value in environment.items() if name not in _RANK_VARIABLES}
+    paths = [str(_IMPORT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    others = {name: value for name, value in kept.items() if not name.startswith(_TORCHRUN)}
+    return {**others, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class ChildLostError(Exception):
@@ -67,13 +77,11 @@ class ChildProcess:
         self._progress: Any = None
         self._early: deque[tuple[Any, ...]] = deque()  # messages that came before somebody waited for them
         self._connection, theirs = Pipe()
-        environment = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
-        paths = [str(_IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("ab") as output:
             self._process = starter.start(
                 [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
-                env={**environment, "PYTHONPATH": os.pathsep.join(paths), **variables},
+                env={**inherited(os.environ), **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -106,8 +114,7 @@ class ChildProcess:
         while True:
             began = time.monotonic()
             message = self._poll()
-            # Counted in polls: a trainer that was itself stopped for a while has not been waiting.
-            spent = min(time.monotonic() - began, 2 * _POLL_S)
+            spent = _waited_since(began)
             silent, waited = silent + spent, waited + spent
             if message is not None and message[0] == "error":
                 raise VllmError(message[1])
@@ -143,8 +150,9 @@ class ChildProcess:
         limit = _START_SILENCE_S if is_start else self._hang_s
         silent = 0.0
         while thread.is_alive():
+            began = time.monotonic()
             thread.join(_LOOK_S)
-            silent = 0.0 if self._look() else silent + _LOOK_S
+            silent = 0.0 if self._look() else silent + _waited_since(began)
             if silent > limit:
                 self.kill()
                 raise ChildLostError(f"it hung: it took nothing for {silent:.0f} s")
@@ -193,6 +201,7 @@ class ChildProcess:
         except (EOFError, OSError):
             raise self._lost() from None
         if message[0] == "error":
+            self._early.clear()  # of the command that has ended with it
             raise VllmError(message[1])
         if message[0] != "tick":
             self._early.append(message)
@@ -206,7 +215,12 @@ class ChildProcess:
         try:
             status = self._process.wait(_CLOSE_S)
         except subprocess.TimeoutExpired:
-            status = None
-        self.kill()
-        how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-        return ChildLostError(f"it died, with {how}")
+            return ChildLostError("it broke off the connection")
+        finally:
+            self.kill()
+        return ChildLostError(f"it died, with {f'signal {-status}' if status < 0 else f'exit status {status}'}")
+
+
+def _waited_since(began: float) -> float:
+    """Seconds of one poll: a trainer that was itself stopped for a while has not been waiting."""
+    return min(time.monotonic() - began, 2 * _POLL_S)

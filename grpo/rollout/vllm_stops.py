@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grpo.rollout.completions import special_stop_ids
 from grpo.rollout.stopping import token_transitions
 from grpo.rollout.vllm_types import Draw, StopTables
 
@@ -28,12 +29,10 @@ def stop_tables(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[bytes], sto
     """
     if not stop:
         return None
-    added = tokenizer.added_tokens_decoder
-    special = {token.content: index for index, token in added.items() if token.special}
     pairs = [token_transitions(pieces, string) for string in stop]
     return StopTables(
         tables=tuple((2 * states + matched).astype(np.int16) for states, matched in pairs),
-        special_ids=frozenset(special[string] for string in stop if string in special),
+        special_ids=special_stop_ids(tokenizer, stop),
     )
 
 

@@ -78,6 +78,11 @@ def test_one_rank_talks_to_itself() -> None:
     }
 
 
+def test_what_concerns_one_rank_alone_is_said_by_it(capfd: pytest.CaptureFixture[str]) -> None:
+    Ranks(1, 2).warn("its engine was lost")
+    assert capfd.readouterr().err == "grpo: rank 1: its engine was lost\n"
+
+
 def test_nodes_are_named_in_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "first")
     monkeypatch.setenv("MASTER_PORT", "29500")

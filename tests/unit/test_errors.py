@@ -1,6 +1,7 @@
 import signal
 
 import pytest
+import torch
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from yaml import YAMLError
 
@@ -35,6 +36,16 @@ SENTENCES = {
         MissingConfigException("Could not find 'loss/grpo_clp'", "loss/grpo_clp", ["rloo", "grpo_clip"]),
         "loss=grpo_clp is no option of loss (did you mean grpo_clip?); use one of grpo_clip, rloo",
     ),
+    "memory": (
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1.00 GiB "
+            "is free. Process 77 has 3.00 GiB memory in use. Of the allocated memory 2.00 GiB is allocated by PyTorch."
+        ),
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1.00 GiB is "
+        "free. Process 77 has 3.00 GiB memory in use; lower hardware.micro_batch_tokens where that was the update, "
+        "hardware.engine_cache_tokens where it was sampling, or end what else holds memory there (GRPO_FULL_ERROR=1 "
+        "shows where it happened)",
+    ),
     "nothing near": (
         MissingConfigException("Could not find 'loss/xyz'", "loss/xyz", ["rloo"]),
         "loss=xyz is no option of loss; use one of rloo",
@@ -65,6 +76,15 @@ def test_what_a_user_can_cause_ends_with_a_sentence_and_status_1(
         raise kind("a is wrong; use b")
     assert left.value.code == 1
     assert capsys.readouterr().err == "grpo: a is wrong; use b\n"
+
+
+def test_no_memory_ends_with_a_sentence_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, user_errors():
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB).\nUse a smaller batch.")
+    assert left.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "grpo: MPS backend out of memory (MPS allocated: 9.00 GiB). Use a smaller"
+    )
 
 
 def test_ctrl_c_ends_with_a_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """A child that keeps the protocol of `grpo.rollout.vllm_child` without vLLM, and misbehaves when a file tells it to.
 
-Files in the folder GRPO_FAKE: `die` and `hang` hold the moment at which it happens, a number of completions or "load",
-"build", "sleep"; once: the file is taken away first. `pids` gets every child's process number.
+Files in the folder GRPO_FAKE: `die`, `hang`, `block` and `compute` hold the moment at which it happens, a number of
+completions or "load", "build", "sleep"; once: the file is taken away first. `pids` gets every child's process number.
 """
 
 from __future__ import annotations
@@ -24,8 +24,23 @@ from grpo.rollout.vllm_weights import bucket_numel, unpack
 FOLDER = Path(os.environ.get("GRPO_FAKE", "."))
 
 
+def compute() -> None:
+    """For seconds, without a step."""
+    end = time.process_time() + 3.5
+    while time.process_time() < end:
+        pass
+
+
+ACTS: dict[str, Callable[[], None]] = {
+    "die": lambda: os._exit(7),
+    "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "block": lambda: time.sleep(30),  # the other threads go on
+    "compute": compute,
+}
+
+
 def misbehave(moment: str) -> None:
-    for name, act in (("die", lambda: os._exit(7)), ("hang", lambda: os.kill(os.getpid(), signal.SIGSTOP))):
+    for name, act in ACTS.items():
         order = FOLDER / name
         if order.is_file() and order.read_text() == moment:
             order.unlink()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 
+from grpo.rollout import vllm_child, vllm_process
 from grpo.rollout.vllm_child_backend import ChildOptions, VllmChild
+from grpo.rollout.vllm_process import ChildLostError, ChildProcess, inherited
 from grpo.rollout.vllm_types import Draw, Finished, VllmError, VllmSettings, Wanted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +48,11 @@ def wait_until_gone(pids: Sequence[int], timeout_s: float = 20) -> None:
 @pytest.fixture
 def order(tmp_path: Path) -> Callable[[str, str], None]:
     """Tells the next child what to do."""
-    return lambda name, moment: (tmp_path / name).write_text(moment) and None
+
+    def tell(name: str, moment: str) -> None:
+        (tmp_path / name).write_text(moment)
+
+    return tell
 
 
 @pytest.fixture
@@ -126,7 +133,7 @@ def test_weights_arrive_in_the_dtype_of_the_engine(healthy: tuple[VllmChild, Pat
     assert drawn(child) == expected(float(torch.tensor(0.1).bfloat16()))
 
 
-@pytest.mark.parametrize("how", ["die", "hang"])
+@pytest.mark.parametrize("how", ["die", "hang", "block"])
 def test_a_lost_child_is_replaced_once_and_nothing_is_drawn_twice(
     start: StartChild, order: Callable[[str, str], None], warnings: list[str], tmp_path: Path, how: str
 ) -> None:
@@ -161,6 +168,22 @@ def test_a_child_lost_during_a_sync_is_replaced_with_the_new_weights(
     order(how, "load")
     child.load(model_of(0.25))
     assert drawn(child) == expected(0.25)
+
+
+def test_a_child_that_computes_for_long_is_left_alone(
+    start: StartChild, order: Callable[[str, str], None], warnings: list[str]
+) -> None:
+    """A step may take minutes on a CPU."""
+    child = start()
+    child.load(model_of(0.5))
+    order("compute", "5")
+    assert drawn(child) == expected(0.5)
+    assert warnings == []
+
+
+def test_a_hang_is_noticed_within_half_a_minute() -> None:
+    """A sign of life may have come right after the last progress, and be read a poll later."""
+    assert vllm_process.HANG_S + vllm_child.TICK_S + 2 * vllm_process._POLL_S < 30
 
 
 def test_a_child_that_is_stopped_while_it_waits_is_replaced(start: StartChild) -> None:
@@ -213,17 +236,29 @@ def test_weights_that_the_child_refuses(healthy: tuple[VllmChild, Path]) -> None
     assert drawn(child) == expected(0.25)
 
 
-def test_a_weight_that_cannot_be_read(healthy: tuple[VllmChild, Path]) -> None:
+@pytest.mark.parametrize("late_s", [0, 0.5])
+def test_a_weight_that_cannot_be_read(
+    healthy: tuple[VllmChild, Path], monkeypatch: pytest.MonkeyPatch, late_s: float
+) -> None:
+    """Also where the child answers before the trainer knows that it has been told."""
+    attend = ChildProcess.attend
+
+    def slow(self: ChildProcess, operation: Callable[[], Any], **options: Any) -> Any:
+        return attend(self, lambda: (operation(), time.sleep(late_s))[0], **options)
+
     class Unreadable(torch.nn.Module):
         def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
             yield from list(model_of(0.5).named_parameters())[:3]
             raise RuntimeError("out of memory, say")
 
     child, _ = healthy
-    with pytest.raises(RuntimeError, match="out of memory"):
-        child.load(Unreadable())
-    child.load(model_of(0.25))
-    assert drawn(child) == expected(0.25)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChildProcess, "attend", slow)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            child.load(Unreadable())
+    for value in (0.25, 0.5):  # nothing of the former call is taken for an answer
+        child.load(model_of(value))
+        assert drawn(child) == expected(value)
 
 
 def test_a_caller_that_leaves_off(healthy: tuple[VllmChild, Path]) -> None:
@@ -245,6 +280,70 @@ def test_a_call_that_was_broken_off_by_an_interrupt(
             drawn(child)
     assert drawn(child) == expected(0.5)  # by another child: nobody knows what the first one was at
     assert len(pids(tmp_path)) == 2
+
+
+def test_a_hang_is_noticed_in_time_by_a_busy_trainer(start: StartChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = start()
+    monkeypatch.setattr(vllm_process, "_LOOK_S", 0.001)
+    # Other threads keep this one from running: it looks after the child ten times a second instead of a thousand times.
+    monkeypatch.setattr(child._child, "_look", lambda: time.sleep(0.1))
+    began = time.monotonic()
+    with pytest.raises(ChildLostError, match="it hung: it took nothing for 2 s"):
+        child._child.attend(lambda: time.sleep(20))
+    assert time.monotonic() - began < 8
+
+
+def test_closing_during_another_threads_call_restarts_nothing(
+    start: StartChild, warnings: list[str], tmp_path: Path
+) -> None:
+    """As a second Ctrl-C does, beside rollouts that are drawn ahead."""
+    child = start()
+    child.load(model_of(0.5))
+    many = [Wanted(place, [1], place) for place in range(3000)]
+    running, failures = threading.Event(), list[Exception]()
+
+    def work() -> None:
+        try:
+            for _ in child.generate(many, DRAW):
+                running.set()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert running.wait(10)
+    child.close()
+    thread.join(10)
+    assert [str(error) for error in failures] == ["vLLM was closed in the middle of a call"]
+    assert warnings == []
+    assert len(pids(tmp_path)) == 1
+
+
+def test_an_interrupt_while_vllm_is_built_ends_the_child_at_once(
+    order: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(self: ChildProcess, *, is_start: bool = False) -> None:
+        while not pids(tmp_path):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    order("hang", "build")
+    monkeypatch.setattr(ChildProcess, "receive", interrupted)
+    monkeypatch.setattr(vllm_process, "_CLOSE_S", 60.0)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        VllmChild(SETTINGS, options(tmp_path))
+    assert time.monotonic() - began < 30
+    wait_until_gone(pids(tmp_path), 1)
+
+
+def test_a_child_of_a_rank_is_no_rank() -> None:
+    """TORCHELASTIC_USE_AGENT_STORE has torch.distributed look for torchrun's store at any address, also at vLLM's."""
+    ours = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2"}
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    elastic = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID")
+    kept = inherited({**ours, **dict.fromkeys(ranks + elastic, "1"), "PYTHONPATH": "/mine"})
+    assert kept == {**ours, "PYTHONPATH": f"{ROOT}{os.pathsep}/mine"}
 
 
 def test_a_child_killed_while_it_waits_is_replaced_and_outlives_the_thread_that_did_it(
@@ -283,13 +382,18 @@ def test_the_second_child_may_die_at_once(start: StartChild, order: Callable[[st
         child.sleep()
 
 
-def test_close_leaves_nothing_behind_whatever_the_child_is_doing(start: StartChild, tmp_path: Path) -> None:
+def test_close_leaves_nothing_behind_whatever_the_child_is_doing(
+    start: StartChild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meetings").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "meetings"))
     child = start()
     child.load(model_of(0.5))
     call = child.generate(WANTED, DRAW)
     next(call)
     child.close()
     wait_until_gone(pids(tmp_path), 1)
+    assert list((tmp_path / "meetings").iterdir()) == []
 
 
 PARENT = """
@@ -313,7 +417,7 @@ def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A trainer whose child is at work, in a process group of its own."""
     command = [sys.executable, "-c", PARENT, str(tmp_path)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
