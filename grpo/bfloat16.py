@@ -1,6 +1,6 @@
 """bfloat16 on CPUs that have no instructions for it.
 
-torch multiplies bfloat16 matrices there one number after another, some fifty times slower than float32 ones. Widened
+torch multiplies bfloat16 matrices there one number after another, five to eight times slower than float32. Widened
 to float32, multiplied and summed there, and rounded once, they give what bfloat16 hardware gives (a product of two
 bfloat16 numbers is exact in float32, in which such hardware sums, too), at the speed of float32. So a run with the
 numerics of a GPU can be rehearsed on any laptop.
