@@ -7,6 +7,7 @@ states and loads kernels; the second is measured.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -122,11 +123,12 @@ def make_batch(job: UpdateJob, responses: Sequence[int]) -> TrainBatch:
 def process_group(device: torch.device) -> Iterator[None]:
     """torch.distributed with this process alone: NCCL refuses two ranks on one GPU."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def measure(job: UpdateJob) -> list[Update]:
