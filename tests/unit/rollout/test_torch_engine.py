@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -103,6 +104,35 @@ def test_rows_that_have_ended_leave_the_batch(forward_shapes: list[tuple[int, in
     assert rows[0] == 64
     assert rows[-1] < 8
     assert len(rows) < 79
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_step_does_no_work_per_row(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """What eight more tokens a row cost, in calls of Python functions and of torch's, is the same for 4 and 40 rows."""
+    monkeypatch.setattr("grpo.rollout.torch_engine.num_workers", lambda *_: 1)
+    monkeypatch.setattr(workers, "_ONE_CORE_PRODUCTS", 0)  # a thread of its own would not be seen
+    # transformers looks at every token once more when it decodes them.
+    monkeypatch.setattr(TorchEngine, "_completions", lambda self, ended, stop: [None] * len(ended.places))
+    engine = torch_engine(tiny_model(), TOKENIZER, ())
+
+    def num_calls(rows: int, max_tokens: int) -> int:
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            engine.generate([[5] * 10], keys_of(1, rows), Sampling(max_tokens=max_tokens, temperature=temperature))
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    num_calls(4, 8)  # what is made once
+    few, many = (num_calls(rows, 16) - num_calls(rows, 8) for rows in (4, 40))
+    assert few == many
+    assert 500 < few < 8 * 500  # 2 layers; every call of a step is seen
 
 
 def test_completions_are_told_of_while_others_are_sampled(
