@@ -13,7 +13,7 @@ outputs/<date>/<time>/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from grpo.config import LrSchedule, RunConfig, to_dict
 from grpo.run import provenance
 from grpo.run.checkpoints import checkpoints_in, step_of
 from grpo.run.files import remove_folder, sweep_leftovers, write_atomic
+from grpo.run.flat import flat
 from grpo.run.metrics import JsonlLog
 
 # What may differ between a run and its continuation: nothing that the weights or metrics depend on.
@@ -105,9 +106,9 @@ def _rewind(folder: Path, step: int, warn: Callable[[str], None]) -> None:
 
 
 def _check_same_run(cfg: RunConfig, folder: Path) -> None:
-    saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     free = _FREE if cfg.train.lr_schedule is not LrSchedule.constant else (*_FREE, "train.n_grpo_steps")
-    before, now = (dict(_flat(values, free)) for values in (saved, to_dict(cfg)))
+    before, now = (flat(values, free) for values in (saved, to_dict(cfg)))
     different = [
         f"{key}={before.get(key, '(absent)')} there, {now.get(key, '(absent)')} here"
         for key in sorted(before.keys() | now.keys())
@@ -117,14 +118,3 @@ def _check_same_run(cfg: RunConfig, folder: Path) -> None:
         raise ValueError(
             f"{folder} holds another run ({'; '.join(different)}); use its settings to go on, or another output_dir"
         )
-
-
-def _flat(values: Any, free: tuple[str, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name in free:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, free, f"{name}.")
-        else:
-            yield name, value

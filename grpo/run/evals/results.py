@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from grpo.run import provenance
 from grpo.run.files import append_lines, sweep_leftovers, write_atomic
+from grpo.run.flat import flat
 from grpo.run.metrics import read_jsonl
 from grpo.types import Problem
 
@@ -113,7 +114,7 @@ class ResultFolder:
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         saved = json.loads(self._settings.read_text()) if self._settings.exists() else {}
-        before, now = _flat(saved), _flat(json.loads(json.dumps(settings)))
+        before, now = flat(saved), flat(json.loads(json.dumps(settings)))
         different = [
             f"{key}={_short(before.get(key, '(absent)'))} there, {_short(now.get(key, '(absent)'))} here"
             for key in sorted(before.keys() | now.keys())
@@ -138,13 +139,6 @@ def _problem_row(item: Item, completions: Sequence[Row]) -> Row:
         "gold": problem.answer,
         "completions": list(completions),
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _short(value: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import compose_config, config_path
+from grpo.run.flat import flat
 from grpo.run.report.reading import RunRecord
 
 GROUPS = ("model", "hardware", "loss", "data", "reward")
@@ -49,17 +50,6 @@ class Commands:
     repeat: str | None
     where: str
     note: str
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their full names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def chosen_options(config: Mapping[str, Any]) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from grpo.run.flat import flat
 from grpo.run.report.reading import RunRecord
-from grpo.run.report.settings import GROUPS, flat, shown, started_with
+from grpo.run.report.settings import GROUPS, shown, started_with
 
 LOG_NAME = "log.txt"
 _LAST_BYTES = 65536

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,12 @@ def _settle(composed: DictConfig, folder: Path, place: Path) -> None:
 
 def freeze(planned: Sequence[tuple[Point, DictConfig]]) -> None:
     """Resolves every point's config into `point.config` and its digest; nothing is written yet."""
+    from grpo.run.flat import flat
+
     for point, composed in planned:
         settings: Any = OmegaConf.to_container(task_config(composed), resolve=True, enum_to_str=True)
         point.config = settings
-        text = json.dumps(dict(flat(settings, FREE)), sort_keys=True, default=str)
+        text = json.dumps(flat(settings, FREE), sort_keys=True, default=str)
         point.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -216,18 +218,6 @@ def require_own_folders(points: Sequence[Point]) -> None:
             f"nothing was started: {times} points would write to {folder}; leave output_dir to the sweep, and let "
             "hydra.sweep.subdir hold ${hydra.job.num}"
         )
-
-
-def flat(values: Mapping[str, Any], free: Sequence[str] = (), prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their full names, without those that are free."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name in free:
-            continue
-        if isinstance(value, Mapping):
-            yield from flat(value, free, f"{name}.")
-        else:
-            yield name, value
 
 
 def this_program() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from hydra_plugins.grpo_launchers._plan import FREE, flat
+from hydra_plugins.grpo_launchers._plan import FREE
 from hydra_plugins.grpo_launchers._points import FROZEN, Point
 
 NAME = "sweep.json"
@@ -145,6 +145,8 @@ def require_same_sweep(record: Record, points: Sequence[Point]) -> None:
     Raises:
         ConfigCompositionException: it is another sweep's folder; says what differs.
     """
+    from grpo.run.flat import flat
+
     different: dict[str, list[str]] = {}
     queued = record.in_queue
     for point in points:
@@ -158,7 +160,7 @@ def require_same_sweep(record: Record, points: Sequence[Point]) -> None:
         # More steps are a continuation; but a job in the queue has the number that it was submitted with.
         more_steps = constant and point.number not in queued
         free = (*FREE, "defaults", *(["train.n_grpo_steps"] if more_steps else []))
-        there, here = dict(flat(before, free)), dict(flat(point.config, free))
+        there, here = flat(before, free), flat(point.config, free)
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
                 text = f"{key}={there.get(key, '(absent)')} there, {here.get(key, '(absent)')} here"
