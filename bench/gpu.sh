@@ -2,6 +2,7 @@
 # The GPU's bench and tests in one call, on a machine with CUDA, Python 3.11 or newer, torch and transformers.
 #
 #   bench/gpu.sh [arguments of bench.gpu]   tables to $OUT/gpu.md (default bench/results), then the tests marked gpu
+#   bench/gpu.sh --no-tests [of bench.gpu]  the tables only
 #   bench/gpu.sh --tests [of pytest]        the tests only
 #   bench/gpu.sh --wheels                   on a machine with a network: fills bench/wheels for one without
 #
@@ -75,13 +76,21 @@ trap 'rm -rf "$site"' EXIT
 install_missing
 
 status=0
-if [[ ${1:-} == --tests ]]; then
-    shift
-    tests=("$@")
-else
-    tests=()
-    "$python" -m bench.gpu --out "${OUT:-bench/results}/gpu.md" "$@" || status=$?
-fi
+tests=()
+case ${1:-} in
+    --tests)
+        shift
+        tests=("$@")
+        ;;
+    --no-tests)
+        shift
+        "$python" -m bench.gpu --out "${OUT:-bench/results}/gpu.md" "$@"
+        exit
+        ;;
+    *)
+        "$python" -m bench.gpu --out "${OUT:-bench/results}/gpu.md" "$@" || status=$?
+        ;;
+esac
 # The grader's tests need no GPU, and packages that may not be here.
 "$python" -m pytest tests/contract --ignore tests/contract/test_grader.py -m gpu -q -p no:cacheprovider \
     ${tests[@]+"${tests[@]}"} || status=$?

@@ -228,9 +228,9 @@ def rollout_section(bench: Bench) -> Section:
             speed = f"{number * plan.new_tokens / one.seconds:,.0f}"
             table.append((str(number), name, speed, times, f"{one.seconds:.2f}", gib(one.peak)))
     notes = [
-        f"{plan.new_tokens} tokens after prompts of {plan.prompt_tokens}, groups of {plan.group_size}, bfloat16 "
-        f"weights of {plan.size.name} parameters, temperature 1; new tokens only are counted. The faster of "
-        f"{plan.rounds}."
+        f"{plan.new_tokens} tokens after prompts of {plan.prompt_tokens * 3 // 4} to {plan.prompt_tokens}, groups of "
+        f"{plan.group_size}, bfloat16 weights of {plan.size.name} parameters, temperature 1; new tokens only are "
+        f"counted. The faster of {plan.rounds}."
     ]
     if results.get("ours") and (seen := results["ours"][0].mismatch):
         notes.append(

@@ -1,6 +1,6 @@
 """The quickstart for several seeds: does every one of them learn, and how long does it take?
 
-    python -m bench.quickstart [--seeds 0 1 2 3 4] [--fresh] [override ...]
+    python -m bench.quickstart [override ...] [--seeds 0 1 2 3 4] [--fresh]
 
 Prints one table. Each seed has its own warm start; `--fresh` makes it again, so that its seconds are counted.
 """

@@ -15,6 +15,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+# torch 2.11 on Hopper and Blackwell asks cuDNN for attention first, which makes a plan for every new shape, 0.03 to 0.5
+# seconds each (modelscope/FunASR#3704): micro-batches and the cache of a rollout have a new shape all the time.
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+
 
 def _end_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Ctrl-C while a command still imports torch: a line and status 130, as later on, instead of a traceback."""

@@ -7,11 +7,12 @@ those that are drawn already, so that a resumed run trains on what it would have
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Thread
 
-from grpo.types import Drawn, RolloutGroup
+from grpo.types import Drawn
 
 
 class PhaseClock:
@@ -34,7 +35,7 @@ class PhaseClock:
 class Ahead:
     """At most one step's rollouts that are drawn before their turn."""
 
-    def __init__(self, draw: Callable[[int, PhaseClock], Sequence[RolloutGroup]], kept: Drawn | None = None) -> None:
+    def __init__(self, draw: Callable[[int, PhaseClock], Drawn], kept: Drawn | None = None) -> None:
         """Takes up where a checkpoint was.
 
         Args:
@@ -69,8 +70,8 @@ class Ahead:
     def _work(self, step: int) -> None:
         clock = PhaseClock()
         try:
-            groups = self._draw(step, clock)
+            drawn = self._draw(step, clock)
         except BaseException as error:  # for the main thread, whatever it is
             self._failure = error
         else:
-            self.drawn = Drawn(step, groups, clock.seconds)
+            self.drawn = replace(drawn, seconds=clock.seconds)

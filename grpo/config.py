@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
@@ -158,6 +158,12 @@ def _require(condition: bool, sentence: str) -> None:
 def _require_positive(prefix: str, **values: float | None) -> None:
     for name, value in values.items():
         _require(value is None or value > 0, f"{prefix}.{name}={value} is not positive; use a number above 0")
+    _require_finite(prefix, **values)
+
+
+def _require_finite(prefix: str, **values: float | None) -> None:
+    for name, value in values.items():
+        _require(value is None or math.isfinite(value), f"{prefix}.{name}={value} is not finite; use a number")
 
 
 def _near_multiples(value: int, of: int) -> str:
@@ -171,7 +177,14 @@ class BuildConfig:
 
     Attributes:
         vocab_size: rows of the embedding; null is the tokenizer's size, more leaves rows that no text uses.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the MLP inside a layer.
+        num_hidden_layers: transformer layers.
+        num_attention_heads: query heads of a layer, each `hidden_size / num_attention_heads` wide.
+        num_key_value_heads: key-value heads, each shared by as many query heads (grouped-query attention).
         max_position_embeddings: context length in tokens.
+        tie_word_embeddings: the head's weights are the embedding's.
+        rope_theta: base of the rotary position embedding.
     """
 
     vocab_size: int | None = None
@@ -185,10 +198,23 @@ class BuildConfig:
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
+        _require_positive(
+            "model.build",
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            max_position_embeddings=self.max_position_embeddings,
+            rope_theta=self.rope_theta,
+        )
+        pairs = 2 * self.num_attention_heads
         _require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"model.build.hidden_size={self.hidden_size} is not a multiple of model.build.num_attention_heads="
-            f"{self.num_attention_heads}; use {_near_multiples(self.hidden_size, self.num_attention_heads)}",
+            self.hidden_size % pairs == 0,
+            f"model.build.hidden_size={self.hidden_size} is not a multiple of twice model.build.num_attention_heads="
+            f"{self.num_attention_heads} (rotary positions pair the numbers of a head); "
+            f"use {_near_multiples(self.hidden_size, pairs)}",
         )
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
@@ -237,6 +263,8 @@ class ModelConfig:
         tokenizer: a folder or a Hub id; null is `path`, or the project's own small tokenizer for a built model.
         master_dtype: of the weights the optimiser steps on. bfloat16 halves memory and loses small updates, except with
             train.optimizer=adamw_8bit.
+        build: the shape of a model that is built, where `path` is null.
+        warm_start: what a model that is built is taught before GRPO.
     """
 
     name: str = MISSING
@@ -257,17 +285,23 @@ class ModelConfig:
 
 @config_dataclass
 class HardwareConfig:
-    """Names the engine, devices, compute dtype and memory knobs, and never what is computed.
+    """Names the engine, devices, compute dtype and memory knobs, and never what is computed, but for `overlap`.
 
     Attributes:
+        name: of the option, for messages and tables.
+        engine: who samples: torch, from the policy's own weights, or vLLM.
         policy_device, engine_device: torch devices.
         compute_dtype: of matrix products; the master weights keep `model.master_dtype`.
         packing: padded fills sequences up to the longest; packed puts them one after another, without padding;
             shared_prompts packs the prompt of a group once.
-        micro_batch_tokens: tokens that go through the policy at once. Padded ones count; packed, attention alone pads,
-            and four of its positions count as a token where there are more than four to one.
+        micro_batch_tokens: tokens that go through the policy at once, or on each core at once where a small model is
+            trained on several. Padded ones count; packed, attention alone pads, and four of its positions count as a
+            token where there are more than four to one.
         head_chunk_tokens: tokens whose logits exist at once.
         activation_checkpointing: recompute activations in the backward pass.
+        compiled_kernels: on an x86 CPU with AVX2 and a C compiler, compiled code samples float32 models (the torch
+            engine, and not with AVX512), and computes the layers of Qwen2 and Llama where an update runs packed
+            micro-batches on one core each. Else, and where this is false, torch's operations do the same.
         engine_cache_tokens: tokens that the key-value cache holds at once: the torch engine's, and vLLM's on a CPU.
         engine_memory_fraction: share of the engine's GPU that vLLM may take.
         engine_process: where vLLM runs; a child of the trainer's process can use a GPU of its own.
@@ -293,6 +327,7 @@ class HardwareConfig:
     micro_batch_tokens: int = 8192
     head_chunk_tokens: int = 1024
     activation_checkpointing: bool = False
+    compiled_kernels: bool = True
     engine_cache_tokens: int = 131072
     engine_memory_fraction: float = 0.85
     engine_process: EngineProcess = EngineProcess.same
@@ -345,13 +380,18 @@ class LossConfig:
     """An advantage, an objective and an aggregation, and what is added to them.
 
     Attributes:
+        name: of the option, for messages and tables.
+        advantage: what a reward is worth within its group (`grpo.rl.advantages`).
         advantage_eps: added to the standard deviation that advantages are divided by.
+        objective: what one token costs (`grpo.rl.objectives`).
+        aggregation: how tokens become one number (`grpo.rl.aggregation`).
         cliprange: how far the ratio may fall below 1, and rise above it unless `cliprange_high` says otherwise;
             null for objectives that do not clip.
         cliprange_high: how far the ratio may rise above 1; null is `cliprange`.
         kl_estimator, kl_coef: penalty on the divergence from the reference model (the run's initial weights).
         importance_cap: truncated importance sampling against the sampler's log-probs; null is off.
-        dynamic_sampling: draw further problems until every group has signal, in at most `max_sampling_rounds` rounds.
+        dynamic_sampling: draw further problems until every group has signal.
+        max_sampling_rounds: of dynamic sampling in a step, at most.
         overlong_buffer: soft overlong penalty, falling from 0 to -1 over this last share of `sampling.max_tokens`;
             null is off.
     """
@@ -400,6 +440,7 @@ class LossConfig:
             "set both (k3 and 0.001, say) or neither",
         )
         _require(self.kl_coef >= 0, f"loss.kl_coef={self.kl_coef} is negative; use 0 or more")
+        _require_finite("loss", kl_coef=self.kl_coef, advantage_eps=self.advantage_eps)
         _require_positive(
             "loss",
             importance_cap=self.importance_cap,
@@ -413,9 +454,12 @@ class LossConfig:
 
     def notes(self) -> list[str]:
         """Settings that have no effect, a sentence each."""
-        if self.clips or self.cliprange is None:
-            return []
-        return [f"loss.cliprange={self.cliprange} has no effect: loss.objective={self.objective.name} does not clip"]
+        named = {"cliprange": self.cliprange, "cliprange_high": self.cliprange_high}
+        return [
+            f"loss.{name}={value} has no effect: loss.objective={self.objective.name} does not clip"
+            for name, value in named.items()
+            if value is not None and not self.clips
+        ]
 
 
 @config_dataclass
@@ -423,6 +467,8 @@ class DataConfig:
     """Names problems and the prompt template.
 
     Attributes:
+        name: of the option, for messages and tables.
+        source: where problems come from: JSON Lines files, or arithmetic that is generated.
         train_path, test_path: JSON Lines files (source jsonl).
         problem_field, answer_field, level_field, subject_field: names of fields in them; the last two may be absent.
         prompt: a template of grpo/data/prompts, or the path of a file that holds `{question}`.
@@ -463,6 +509,7 @@ class RewardConfig:
     """Names the reward function and bounds what grading may cost.
 
     Attributes:
+        name: of the reward function (`grpo.reward.functions`), and of the option.
         mode: strict wants one answer in its tags and nothing after it; reference reads as the Dr. GRPO grader does, for
             numbers that compare.
         num_workers: processes that grade what needs more than a comparison of plain numbers.
@@ -495,13 +542,23 @@ class TrainConfig:
     """The GRPO loop and its optimiser.
 
     Attributes:
+        n_grpo_steps: rollout batches to train on; 0 evaluates only.
         optimizer: adamw keeps two moments in the weights' dtype; adamw_8bit keeps them in 2 bytes a weight and rounds
             bfloat16 weights at random, so that small updates are not lost (`grpo.policy.low_memory`). It saves memory
             and changes what is computed, hence not in `hardware`.
+        learning_rate: of the optimiser, at its peak.
+        lr_schedule: after warm-up the rate is constant, or falls to 0 after the last step: linear, or as a half cosine.
+        warmup_steps: GRPO steps in which the learning rate rises linearly to its peak.
         rollout_batch_size: completions in a step, B = P * group_size.
+        group_size: completions of a problem, G.
         train_batch_size: completions in an optimiser step.
+        epochs_per_rollout_batch: how often a rollout batch is trained on.
         gradient_accumulation_steps: micro-batches in an optimiser step; null follows from
             `hardware.micro_batch_tokens`. It never changes the gradient.
+        max_grad_norm: norm that a larger gradient is scaled down to; inf clips nothing.
+        adam_beta1, adam_beta2: decay of the running means of the gradient and of its square.
+        adam_eps: added to the root of the second mean before it divides.
+        weight_decay: decoupled, as AdamW's.
         canary_steps: how often engine and policy are compared on the same tokens; 0 compares at the start only. vLLM,
             which has a copy of the weights, is compared after every sync unless it is 0.
         max_skipped_steps: updates in a row that may be skipped for a loss or gradient that is not finite.
@@ -544,12 +601,14 @@ class TrainConfig:
             train_batch_size=self.train_batch_size,
             epochs_per_rollout_batch=self.epochs_per_rollout_batch,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
-            max_grad_norm=self.max_grad_norm,
             adam_eps=self.adam_eps,
             max_skipped_steps=self.max_skipped_steps,
         )
+        norm = self.max_grad_norm
+        _require(norm > 0, f"train.max_grad_norm={norm} is not positive; use a number above 0, or inf to clip nothing")
         for name in ("n_grpo_steps", "warmup_steps", "canary_steps", "weight_decay"):
             _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} is negative; use 0 or more")
+        _require_finite("train", weight_decay=self.weight_decay)
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name}={value} is outside [0, 1); use 0.9, say")
@@ -572,10 +631,27 @@ class TrainConfig:
             "budget decide",
         )
 
+    def notes(self) -> list[str]:
+        """Settings that the run cannot follow, a sentence each."""
+        if self.warmup_steps <= self.n_grpo_steps or self.n_grpo_steps == 0:
+            return []
+        return [
+            f"train.warmup_steps={self.warmup_steps} is more than train.n_grpo_steps={self.n_grpo_steps}: the learning "
+            f"rate never reaches train.learning_rate; use train.warmup_steps={self.n_grpo_steps} or fewer"
+        ]
+
 
 @config_dataclass
 class SamplingConfig:
-    """Rollouts: see `grpo.types.Sampling`."""
+    """The distribution that rollouts are drawn from, and where they end.
+
+    Attributes:
+        temperature: logits are divided by it; 1 samples from the model as it is.
+        top_p: nucleus sampling: the fewest tokens whose probabilities add up to this; 1 keeps every token.
+        top_k: the most probable tokens; 0 keeps every token.
+        min_tokens: before which no completion ends.
+        max_tokens: where a completion is cut.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -589,6 +665,7 @@ class SamplingConfig:
             f"sampling.temperature={self.temperature} leaves nothing to learn from: every completion of a group "
             "would be the same; use a number above 0",
         )
+        _require_finite("sampling", temperature=self.temperature)
         _require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p} is outside (0, 1]; use 1.0 to keep every token")
         _require(self.top_k >= 0, f"sampling.top_k={self.top_k} is negative; use 0 to keep every token")
         _require_positive("sampling", max_tokens=self.max_tokens)
@@ -621,6 +698,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("eval_steps", "temperature"):
             _require(getattr(self, name) >= 0, f"evaluation.{name}={getattr(self, name)} is negative; use 0 or more")
+        _require_finite("evaluation", temperature=self.temperature)
         _require_positive("evaluation", num_problems=self.num_problems, max_tokens=self.max_tokens)
 
 
@@ -646,6 +724,10 @@ class LoggingConfig:
     """Where the numbers of a run are shown, besides its own files.
 
     Attributes:
+        wandb: where Weights & Biases keeps the run, if anywhere.
+        wandb_project: the project there.
+        console: rich is a live display, plain a line a step; auto is rich on a terminal.
+        completions: whether completions.jsonl is written.
         plot_steps: how often curves.png is drawn again, where that takes less than a fiftieth of the time; 0 draws it
             at the end only.
     """
@@ -655,6 +737,10 @@ class LoggingConfig:
     console: ConsoleMode = ConsoleMode.auto
     completions: bool = True
     plot_steps: int = 10
+
+    def __post_init__(self) -> None:
+        steps = self.plot_steps
+        _require(steps >= 0, f"logging.plot_steps={steps} is negative; use 0 to draw at the end only")
 
 
 @config_dataclass
@@ -739,8 +825,12 @@ class RunConfig:
     """Everything a run depends on.
 
     Attributes:
-        resume: auto continues from the newest checkpoint in the run's own folder, if there is one; never starts
-            afresh in an empty folder; a path continues the run in that folder.
+        model, hardware, loss, data, reward: an option of each group.
+        train, sampling, evaluation, checkpoint, logging: settings that belong to no group.
+        sweep, launch: how and where the points of a sweep run.
+        seed: of initial weights, the order of problems, rollouts and rounding; generated problems have `data.seed`.
+        resume: `auto` continues from the newest checkpoint in the run's own folder, if there is one; `never` starts
+            afresh, and refuses a folder that holds a run; a path continues the run in that folder.
         output_dir: the run's folder; null is outputs/<date>/<time>.
     """
 
@@ -774,13 +864,30 @@ class RunConfig:
             f"hardware.overlap=true trains on completions of the weights before, which loss={self.loss.name} has no "
             "ratio to correct for; use loss.importance_cap=2, or loss=grpo_clip",
         )
-        wanted = {"r1_zero": "r1_zero", "question_only": "boxed", "qwen_boxed": "boxed"}.get(self.data.prompt)
-        clash = {"r1_zero": "boxed", "boxed": "r1_zero"}.get(wanted or "")
+        tags, box = RewardName.r1_zero, RewardName.boxed
+        asked = {"r1_zero": tags, "question_only": box, "qwen_boxed": box}.get(self.data.prompt)
+        read = {RewardName.r1_zero: tags, RewardName.format_only: tags, RewardName.boxed: box}.get(self.reward.name)
         _require(
-            clash is None or self.reward.name.value != clash,
-            f"reward={self.reward.name.name} never finds an answer after data.prompt={self.data.prompt}; "
-            f"use reward={wanted}, or data.prompt={'r1_zero' if clash == 'r1_zero' else 'qwen_boxed'}",
+            asked is None or read is None or asked is read,
+            f"reward={self.reward.name.name} never finds {'an answer' if self.reward.name is read else 'its tags'} "
+            f"after data.prompt={self.data.prompt}; use reward={(asked or tags).name}, or "
+            f"data.prompt={'r1_zero' if read is tags else 'qwen_boxed'}",
         )
+
+    def notes(self, named: Collection[str] = ()) -> list[str]:
+        """Settings that have no effect or cannot be followed, a sentence each.
+
+        Args:
+            named: settings of the command line, of which more is said than of an option's own.
+        """
+        ratio_is_1 = self.loss.clips and self.train.updates_per_step == 1 and not self.hardware.overlap
+        idle = [
+            f"loss.{name}={getattr(self.loss, name)} has no effect on the only update of a rollout batch, whose ratio "
+            "is 1; use train.epochs_per_rollout_batch=2"
+            for name in ("cliprange", "cliprange_high")
+            if ratio_is_1 and f"loss.{name}" in named
+        ]
+        return [*self.loss.notes(), *self.train.notes(), *idle]
 
     def training_sampling(self, stop: Sequence[str]) -> Sampling:
         """The distribution of rollouts."""
@@ -883,11 +990,32 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     Raises:
         ValueError: a key of no field, a value that is missing, or a broken rule; one sentence.
     """
-    unknown = [str(key) for key in cfg if str(key) not in {f.name for f in fields(RunConfig)}]
-    _require(not unknown, f"+{', +'.join(unknown)}: no such setting; `--cfg job` prints those there are")
+    return cast(RunConfig, _to_object(cfg, "train"))
+
+
+def _to_object(cfg: DictConfig, command: str) -> object:
+    """The composed config as the frozen dataclass that it has the type of.
+
+    Raises:
+        ValueError: see `to_run_config`.
+    """
+    settings = cast("dict[str, Any]", OmegaConf.to_container(cfg))
+    unknown = sorted(_unknown_keys(settings, known_keys(command)))
+    hint = f"`python -m grpo.{command} --cfg job` prints them all"
+    _require(not unknown, f"+{', +'.join(unknown)}: no such setting; {hint}")
     missing = sorted(OmegaConf.missing_keys(cfg))
     _require(not missing, f"{', '.join(missing)}: no value; set {missing[0] if missing else ''}=...")
-    return cast(RunConfig, OmegaConf.to_object(cfg))
+    return OmegaConf.to_object(cfg)
+
+
+def _unknown_keys(settings: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[str]:
+    """Full names that are not known; a setting whose value is itself a mapping is not entered."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            yield name
+        elif isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from _unknown_keys(cast("Mapping[str, Any]", value), known, f"{name}.")
 
 
 def compose_config(overrides: Sequence[str], name: str = "config") -> DictConfig:
@@ -945,6 +1073,23 @@ def _keys_of(cls: type, prefix: str) -> list[str]:
     return keys
 
 
+def check_hub_id(setting: str, given: str, remedy: str) -> None:
+    """A model's or tokenizer's name that is no place here has the form of a Hub id.
+
+    Args:
+        setting: that it was the value of.
+        given: the value.
+        remedy: what to do else.
+
+    Raises:
+        ValueError: it is the path of nothing.
+    """
+    _require(
+        not Path(given).is_absolute() and not given.startswith(("~", ".")) and given.count("/") == 1,
+        f"{setting}={given} does not exist under {Path.cwd()}, and is no Hub id, which is owner/name; {remedy}",
+    )
+
+
 def check_compared(models: Sequence[str]) -> None:
     """The rule of `EvaluateConfig.compare`.
 
@@ -965,14 +1110,18 @@ class EvaluateConfig:
     `sampling`, `evaluation` and `checkpoint` have no effect, and setting one on the command line is an error.
 
     Attributes:
+        model, hardware, data, reward: an option of each group, as in training.
+        loss, train, sampling, evaluation, checkpoint: without effect.
+        logging: its `console` only.
         problems: null is the held-out side of `data`; else options of `data` and JSON Lines files, one or a list.
         compare: models in place of `model.path`, two or more; the first is what the others are compared with.
         num_samples: problems of each file, from its top; null is all.
         samples_per_problem: completions of each problem, for avg@k and pass@k.
         pass_at: the k of pass@k; null is 1, 2, 4, ... up to samples_per_problem.
         temperature: 0 is greedy.
-        top_p, top_k, min_tokens, max_tokens: see `grpo.types.Sampling`.
+        top_p, top_k, min_tokens, max_tokens: see `SamplingConfig`.
         backend: what samples; the hardware's engine unless set.
+        seed: of the sampling.
         output_dir: where the results go; null is a folder of outputs/evaluations, named by model and settings, so that
             the same command goes on where it was. With `compare`, the folder of the models' folders.
     """
@@ -1007,6 +1156,7 @@ class EvaluateConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name}={value} is not positive; use a number above 0")
         _require(self.temperature >= 0, f"temperature={self.temperature} is negative; use 0 for greedy decoding")
+        _require(math.isfinite(self.temperature), f"temperature={self.temperature} is not finite; use a number")
         _require(
             n == 1 or self.temperature > 0,
             f"samples_per_problem={n} with temperature={self.temperature} would give the same completion {n} times; "
@@ -1076,10 +1226,4 @@ def to_evaluate_config(cfg: DictConfig) -> EvaluateConfig:
     Raises:
         ValueError: a key of no field, a value that is missing, or a broken rule; one sentence.
     """
-    unknown = [str(key) for key in cfg if str(key) not in {f.name for f in fields(EvaluateConfig)}]
-    _require(
-        not unknown, f"+{', +'.join(unknown)}: no such setting; `python -m grpo.evaluate --cfg job` prints them all"
-    )
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    _require(not missing, f"{', '.join(missing)}: no value; set {missing[0] if missing else ''}=...")
-    return cast(EvaluateConfig, OmegaConf.to_object(cfg))
+    return cast(EvaluateConfig, _to_object(cfg, "evaluate"))

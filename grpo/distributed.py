@@ -26,7 +26,8 @@ from grpo.types import RunError
 T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_HEAD_START_S = 3.0  # launchers end the other ranks sooner than that after one has failed
+# Launchers end the other ranks sooner than that after one has failed; ranks that have not met yet may be seconds apart.
+_HEAD_START_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

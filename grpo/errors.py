@@ -19,6 +19,7 @@ from grpo.types import RunError
 
 _WRONG_TYPE = re.compile(r"Error merging override (?P<override>.+)")
 _COULD_NOT_OVERRIDE = re.compile(r"Could not override '(?P<key>[^']+)'")
+_FULL_KEY = re.compile(r"full_key: (?P<key>\S+)")
 
 
 @contextmanager
@@ -90,9 +91,9 @@ def sentence(error: Exception, command: str = "train") -> str:
         return (
             f"{error.override} is no override ({' '.join(error.message.splitlines()[:1])}); write key=value, in quotes"
         )
-    if match := _COULD_NOT_OVERRIDE.search(str(error)):
-        return _unknown_key(match["key"], command)
     cause = error.__cause__
+    if match := _COULD_NOT_OVERRIDE.search(str(error)):  # of a group, with the key in braces, where the cause says so
+        return _unknown_key((_FULL_KEY.search(str(cause)) or match)["key"], command)
     if (match := _WRONG_TYPE.fullmatch(str(error))) and cause is not None:
         reason = str(cause).splitlines()[0]
         return (
@@ -124,7 +125,7 @@ def _unknown_option(error: MissingConfigException) -> str:
 def _unknown_key(key: str, command: str) -> str:
     from grpo.config import known_keys
 
-    keys = known_keys(command)
+    keys = [name for name in known_keys(command) if not f"{key}.".startswith(f"{name}.")]
     return f"{key} is no setting{_near(key, keys)}; `python -m grpo.{command} --cfg job` prints them all"
 
 

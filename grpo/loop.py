@@ -99,9 +99,8 @@ def train(run: Run, state: TrainState) -> TrainState:
     for step in range(state.step + 1, cfg.train.n_grpo_steps + 1):
         if run.interrupt.noted_by_any(run.ranks):
             break
-        drawn = ahead.take(step) or Drawn(step, collect_groups(run, step))
-        groups = drawn.groups
-        batch, metrics = build_batch(cfg, groups, step)
+        drawn = ahead.take(step) or collect_groups(run, step)
+        batch, metrics = build_batch(cfg, drawn)
         canary_due = cfg.train.canary_steps > 0 and step % cfg.train.canary_steps == 0
         if canary_due:
             check_canary(run, f"before the update of step {step}")
@@ -146,12 +145,12 @@ def update_policy(run: Run, batch: TrainBatch, step: int, ahead: Ahead) -> dict[
     return metrics
 
 
-def draw_ahead(run: Run, step: int, clock: PhaseClock) -> list[RolloutGroup]:
+def draw_ahead(run: Run, step: int, clock: PhaseClock) -> Drawn:
     """`collect_groups` in a thread beside the update: the recorder hears of its seconds afterwards."""
     return collect_groups(replace(run, recorder=cast(Any, clock)), step)
 
 
-def collect_groups(run: Run, step: int) -> list[RolloutGroup]:
+def collect_groups(run: Run, step: int) -> Drawn:
     """P graded groups. With dynamic sampling (DAPO, arXiv 2503.14476) groups without signal are drawn again.
 
     Groups without signal fill up what further rounds could not, so that P never changes.
@@ -168,11 +167,12 @@ def collect_groups(run: Run, step: int) -> list[RolloutGroup]:
             sampling_round=sampling_round,
         )
         for group in sample_groups(run, problems, step, first=sampling_round * num_problems):
-            dull = loss.dynamic_sampling and len(set(group.rewards)) == 1
-            (spare if dull else groups).append(group)
+            keeps = not loss.dynamic_sampling or bool(has_signal(torch.tensor([group.rewards])))
+            (groups if keeps else spare).append(group)
         if len(groups) == num_problems:
             break
-    return groups + spare[: num_problems - len(groups)]
+    missing = num_problems - len(groups)
+    return Drawn(step, groups + spare[:missing], spare[missing:])
 
 
 def sample_groups(run: Run, problems: Sequence[Problem], step: int, *, first: int) -> list[RolloutGroup]:
@@ -206,13 +206,16 @@ def sample_groups(run: Run, problems: Sequence[Problem], step: int, *, first: in
         return run.ranks.collect(groups)
 
 
-def build_batch(cfg: RunConfig, groups: Sequence[RolloutGroup], step: int) -> tuple[TrainBatch, dict[str, float]]:
+def build_batch(cfg: RunConfig, drawn: Drawn) -> tuple[TrainBatch, dict[str, float]]:
     """Rewards [P, G] become advantages [P, G]; every completion becomes a sequence of the batch.
+
+    The metrics are those of everything that was sampled, but for the advantages.
 
     Raises:
         RunError: more grader errors than `reward.max_error_share`, or completions of older weights than
             `hardware.max_staleness`.
     """
+    groups = drawn.groups
     rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
     shaped = rewards
     if cfg.loss.overlong_buffer is not None:
@@ -227,23 +230,22 @@ def build_batch(cfg: RunConfig, groups: Sequence[RolloutGroup], step: int) -> tu
         prompt_lengths=tuple(len(prompt) for prompt, _ in sequences),
         sampler_log_probs=tuple(torch.tensor(completion.sampler_log_probs) for _, completion in sequences),
         advantages=advantages.flatten(),
-        staleness=max_staleness(cfg, groups, step),
+        staleness=max_staleness(cfg, drawn),
     )
-    return batch, rollout_metrics(cfg, groups, advantages, has_signal(shaped), step)
+    return batch, rollout_metrics(cfg, drawn, advantages, has_signal(shaped))
 
 
-def max_staleness(cfg: RunConfig, groups: Sequence[RolloutGroup], step: int) -> int:
-    """By how many updates the oldest completion's weights are behind those that step `step` starts from.
+def max_staleness(cfg: RunConfig, drawn: Drawn) -> int:
+    """By how many updates the oldest completion's weights are behind those that its step starts from.
 
     Raises:
         RunError: more than `hardware.max_staleness`.
     """
-    found = step - 1 - min(completion.version for group in groups for completion in group.completions)
+    found = drawn.step - 1 - min(completion.version for group in drawn.groups for completion in group.completions)
     if found > cfg.hardware.max_staleness:
         raise RunError(
-            f"step {step} would train on completions of weights that are {found} updates behind, more than "
-            f"hardware.max_staleness={cfg.hardware.max_staleness}; resume with a larger one, or with "
-            "hardware.overlap=false"
+            f"step {drawn.step} would train on completions of weights that are {found} updates behind, more than "
+            f"hardware.max_staleness={cfg.hardware.max_staleness}; resume with a larger one"
         )
     return found
 
@@ -309,8 +311,8 @@ def record_step(run: Run, drawn: Drawn, batch: TrainBatch, metrics: Mapping[str,
     seen = {row: values for part in run.ranks.gather(run.policy.seen_log_probs(batch)) for row, values in part.items()}
     run.recorder.completions(completion_rows(step, groups, batch, run.tokenizer, seen))
     times = time_metrics(drawn, batch, run.recorder.take_timings())
-    best = max(groups[0].completions, key=lambda completion: completion.text.count("<answer>"))
-    sample = f"{groups[0].problem.question}\n{best.text}"
+    best = groups[0].rewards.index(max(groups[0].rewards))
+    sample = f"{groups[0].problem.question}\n{groups[0].completions[best].text}"
     run.recorder.step({"step": step, **metrics, **times}, sample)
 
 

@@ -19,17 +19,23 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from grpo.config import RunConfig, WarmStartConfig, config_path, register, to_dict, to_run_config
+from grpo.config import ModelConfig, RunConfig, WarmStartConfig, config_path, register, to_dict, to_run_config
 from grpo.distributed import ONE_RANK, Ranks, check_start, end_of_rank, join_ranks, one_voice, own_hardware
 from grpo.errors import late_interrupts, user_errors
+from grpo.run.files import remove_empty
 
 register()
 
 
 @hydra.main(version_base="1.3", config_path=config_path(), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
-    with user_errors(), one_voice():  # here too: Hydra adds a line of its own to what leaves a job
-        raise SystemExit(run_config(to_run_config(cfg), Path(HydraConfig.get().runtime.output_dir)))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        with user_errors(), one_voice():  # here too: Hydra adds a line of its own to what leaves a job
+            raise SystemExit(run_training(to_run_config(cfg), folder))
+    finally:
+        if cfg.output_dir is None and cfg.resume in ("auto", "never"):  # Hydra made it, by the time
+            remove_empty(folder)
 
 
 def main() -> None:
@@ -39,7 +45,7 @@ def main() -> None:
         _hydra_main()
 
 
-def run_config(cfg: RunConfig, folder: Path) -> int:
+def run_training(cfg: RunConfig, folder: Path) -> int:
     """Trains as the config says, in that folder: on this process, or on its part of what torchrun or Slurm started.
 
     Returns:
@@ -65,10 +71,18 @@ def run_config(cfg: RunConfig, folder: Path) -> int:
         stack.callback(console.finish)
         folder, checkpoint = _open_folder(cfg, folder, ranks, stack, console)
         console.say(f"run folder: {folder}")
-        for note in cfg.loss.notes():
+        for note in cfg.notes(_named_settings()):
             console.warn(note)
         cfg = replace(cfg, hardware=own_hardware(cfg.hardware, ranks))
         return _train(cfg, folder, checkpoint, console, Interrupt(console.warn), ranks)
+
+
+def _named_settings() -> set[str]:
+    """The settings of the command line; of the point of a sweep, those of its own."""
+    words = shlex.split(os.environ.get("GRPO_TYPED_COMMAND", ""))
+    if not words and HydraConfig.initialized():
+        words = list(HydraConfig.get().overrides.task)
+    return {word.split("=")[0] for word in words}
 
 
 def _open_folder(
@@ -83,23 +97,19 @@ def _open_folder(
         return folder.resolve() if ranks.size > 1 else folder, open_run_folder(cfg, folder, console.warn)
 
     shared, checkpoint = ranks.from_first(take)
-    ranks.together(lambda: _check_shared(shared, folder))
+    ranks.together(lambda: _check_shared(shared))
+    if folder.resolve() != shared:  # Hydra made it for this rank, a second later than rank 0's
+        remove_empty(folder)
     return shared, checkpoint
 
 
-def _check_shared(shared: Path, own: Path) -> None:
-    """Removes the folder that Hydra made for this rank a second later than rank 0's.
-
-    Raises:
-        ValueError: rank 0's is not to be seen from here.
-    """
+def _check_shared(shared: Path) -> None:
+    """Raises ValueError where rank 0's folder is not to be seen from here."""
     if not (shared / "config.yaml").exists():
         raise ValueError(
             f"{shared} is not to be seen from {socket.gethostname()}, but all ranks write checkpoints there; use an "
             "output_dir on a file system that all machines share"
         )
-    if own.resolve() != shared and own.is_dir() and not any(own.iterdir()):
-        own.rmdir()
 
 
 def _train(cfg: RunConfig, folder: Path, checkpoint: Path | None, console: Any, interrupt: Any, ranks: Ranks) -> int:
@@ -157,7 +167,7 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any, ranks:
     for note in data.notes:
         console.warn(note)
     test = data.test[: cfg.evaluation.num_problems]
-    cfg = replace(cfg, model=ranks.from_first(lambda: with_model_folder(cfg, console).model))
+    cfg = replace(cfg, model=ranks.from_first(lambda: _built(cfg, console)))
     check_engine(cfg)
     tokenizer = load_tokenizer(cfg.model)
     model = load_policy_model(cfg, ranks)
@@ -165,7 +175,7 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any, ranks:
     context = model.config.max_position_embeddings
     prompt_ids = encode_prompts([*data.train, *test], template, tokenizer, context=context, max_tokens=longest)
     end_ids = end_token_ids(model, tokenizer)
-    policy, compute_dtype = build_policy(cfg, model, end_ids, ranks)
+    policy, compute_dtype = build_policy(cfg, model, end_ids, ranks, console.warn)
     console.say(
         f"{cfg.model.name} on {cfg.hardware.name}: {len(data.train)} training and {len(test)} held-out problems, "
         f"prompts of {min(map(len, prompt_ids.values()))} to {max(map(len, prompt_ids.values()))} tokens"
@@ -195,14 +205,14 @@ def build_run(cfg: RunConfig, folder: Path, console: Any, interrupt: Any, ranks:
     )
 
 
-def with_model_folder(cfg: RunConfig, console: Any) -> RunConfig:
-    """The config with `model.path` set: a model that is to be built is built, and warm-started, first."""
+def _built(cfg: RunConfig, console: Any) -> ModelConfig:
+    """The model's config with its `path` set: a model that is to be built is built, and warm-started, first."""
     if cfg.model.path is not None:
-        return cfg
+        return cfg.model
     from grpo.warm_start import built_model_folder
 
     folder = built_model_folder(cfg, console.say)
-    return replace(cfg, model=replace(cfg.model, path=str(folder), tokenizer=None, warm_start=WarmStartConfig()))
+    return replace(cfg.model, path=str(folder), tokenizer=None, warm_start=WarmStartConfig())
 
 
 def resume_command(folder: Path, ranks: Ranks) -> str:

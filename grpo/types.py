@@ -140,12 +140,14 @@ class Drawn:
 
     Attributes:
         step: of the loop.
-        groups: P of them.
+        groups: P of them, to train on.
+        discarded: sampled too, and left out by dynamic sampling.
         seconds: by phase, of a thread that drew them beside an update; empty otherwise.
     """
 
     step: int
     groups: Sequence[RolloutGroup]
+    discarded: Sequence[RolloutGroup] = ()
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
 

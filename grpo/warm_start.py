@@ -17,18 +17,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
-from grpo.config import RunConfig, WarmStartConfig, compose_run_config, to_dict
+from grpo.config import (
+    AdvantageName,
+    AggregationName,
+    HardwareConfig,
+    LossConfig,
+    LrSchedule,
+    ObjectiveName,
+    Packing,
+    RunConfig,
+    TrainConfig,
+    compose_run_config,
+    to_dict,
+)
 from grpo.data.arithmetic import demonstration, exercises
 from grpo.data.prompts import PromptTemplate, load_template
 from grpo.errors import user_errors
+from grpo.policy.forward import ForwardSettings
 from grpo.policy.load import build_model, load_tokenizer, quiet_transformers, torch_dtype
 from grpo.policy.small_tokenizer import build_small_tokenizer
+from grpo.policy.update import Policy
+from grpo.rl.log_probs import TokenDistribution
 from grpo.run.files import hold_folder, replace_folder, sweep_leftovers
+from grpo.types import TrainBatch
 
-_VERSION = 1  # of this recipe: a change of it makes new folders
-_IGNORED = -100
+_VERSION = 2  # of this recipe: a change of it makes new folders
 
 
 def built_model_folder(cfg: RunConfig, say: Callable[[str], None]) -> Path:
@@ -88,60 +102,68 @@ def _pieces(template: PromptTemplate) -> list[str]:
 
 
 def _train(model: Any, tokenizer: Any, template: PromptTemplate, cfg: RunConfig, say: Callable[[str], None]) -> None:
-    """Next-token prediction of the demonstrations' responses."""
+    """Next-token prediction of the demonstrations' responses: REINFORCE where each has an advantage of 1."""
     warm = cfg.model.warm_start
-    optimizer = torch.optim.AdamW(model.parameters(), lr=warm.learning_rate, betas=(0.9, 0.95), fused=True)
-    batches = _batches(tokenizer, template, cfg)
+    policy = _policy(model, cfg, say)
     start = last = time.perf_counter()
-    for step, (input_ids, labels) in enumerate(islice(batches, warm.steps), start=1):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(warm, step)
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        wanted = labels != _IGNORED
-        loss = cross_entropy(model.lm_head(hidden[wanted]), labels[wanted])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    for step, batch in enumerate(islice(_batches(tokenizer, template, cfg), warm.steps), start=1):
+        metrics = policy.update(batch, step)
         now = time.perf_counter()
         if now - last > 10 or step == warm.steps:
             last = now
             left = (now - start) / step * (warm.steps - step)
-            say(f"warm start: step {step}/{warm.steps}, loss {loss.item():.3f}, {left:.0f} s left")
+            say(f"warm start: step {step}/{warm.steps}, loss {metrics['policy/loss']:.3f}, {left:.0f} s left")
     say(f"warm start: done in {time.perf_counter() - start:.1f} s")
 
 
-def _learning_rate(warm: WarmStartConfig, step: int) -> float:
-    """Up over the first tenth of the steps, then linearly down to a tenth of the peak."""
-    rise = step / max(1.0, 0.1 * warm.steps)
-    fall = 1 - 0.9 * (step - 1) / warm.steps
-    return warm.learning_rate * min(1.0, rise) * fall
+def _policy(model: Any, cfg: RunConfig, warn: Callable[[str], None]) -> Policy:
+    """Takes one step a batch, on the mean over its tokens, on the CPU. The rate's schedule would go on to 0."""
+    warm = cfg.model.warm_start
+    return Policy(
+        model,
+        train=TrainConfig(
+            n_grpo_steps=warm.steps * 10 // 9,
+            learning_rate=warm.learning_rate,
+            lr_schedule=LrSchedule.linear,
+            warmup_steps=warm.steps // 10,
+            rollout_batch_size=warm.batch_size,
+            group_size=1,
+            train_batch_size=warm.batch_size,
+        ),
+        loss=LossConfig(
+            advantage=AdvantageName.none, objective=ObjectiveName.reinforce, aggregation=AggregationName.token_mean
+        ),
+        hardware=HardwareConfig(
+            policy_device="cpu", packing=Packing.packed, compiled_kernels=cfg.hardware.compiled_kernels
+        ),
+        forward=ForwardSettings(
+            TokenDistribution(),
+            min_tokens=0,
+            compute_dtype=model.dtype,
+            head_chunk_tokens=cfg.hardware.head_chunk_tokens,
+        ),
+        max_tokens=cfg.sampling.max_tokens,
+        seed=cfg.seed,
+        warn=warn,
+    )
 
 
-def _batches(tokenizer: Any, template: PromptTemplate, cfg: RunConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids [N, S], and for each position the token that follows it, if the response holds that.
-
-    Only exercises that are not held out are demonstrated.
-    """
+def _batches(tokenizer: Any, template: PromptTemplate, cfg: RunConfig) -> Iterator[TrainBatch]:
+    """Demonstrations of exercises that are not held out."""
     warm = cfg.model.warm_start
     rng = np.random.default_rng([cfg.seed, 1])
     stream = exercises(cfg.data.level, cfg.seed, held_out=False)
+    rates = {"format_error_rate": warm.format_error_rate, "arithmetic_error_rate": warm.arithmetic_error_rate}
     while True:
-        sequences, labels = [], []
-        for exercise in islice(stream, warm.batch_size):
-            text = demonstration(
-                exercise,
-                rng,
-                format_error_rate=warm.format_error_rate,
-                arithmetic_error_rate=warm.arithmetic_error_rate,
-            )
-            prompt = tokenizer(template.render(exercise.question)).input_ids
-            response = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-            sequences.append(torch.tensor([*prompt, *response[:-1]]))
-            labels.append(torch.tensor([_IGNORED] * (len(prompt) - 1) + response))
-        yield (
-            torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True),
-            torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+        drawn = list(islice(stream, warm.batch_size))
+        prompts = tokenizer([template.render(exercise.question) for exercise in drawn]).input_ids
+        texts = tokenizer([demonstration(exercise, rng, **rates) for exercise in drawn]).input_ids
+        responses = [[*text, tokenizer.eos_token_id] for text in texts]
+        yield TrainBatch(
+            token_ids=tuple(torch.tensor([*prompt, *text]) for prompt, text in zip(prompts, responses, strict=True)),
+            prompt_lengths=tuple(map(len, prompts)),
+            sampler_log_probs=tuple(torch.zeros(len(response)) for response in responses),
+            advantages=torch.ones(len(drawn)),
         )
 
 

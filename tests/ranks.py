@@ -1,11 +1,9 @@
-"""Ranks for tests: processes of a gloo group, forked from a server that has imported everything already."""
+"""Ranks for tests: processes of a gloo group, which start at once, for they are forked."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,15 +14,9 @@ import pytest
 import torch
 
 from grpo.distributed import Ranks
+from hydra_plugins.grpo_launchers._slurm_task import _free_port as free_port
+from tests.fork_server import SERVER
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        *("grpo.policy.update", "grpo.rollout.torch_engine", "grpo.run.checkpoints", "tests.unit.policy.batches"),
-        *("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.tensor"),
-        *("transformers.models.qwen2.modeling_qwen2", "safetensors.torch", "tokenizers"),
-    ]
-)
 needs_ranks = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
@@ -39,13 +31,6 @@ def environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def run_ranks(num_ranks: int, work: Callable[..., Any], *args: Any, timeout_s: float = 120) -> list[Any]:
     """What work(ranks, *args) returns on each of so many ranks.
 
@@ -58,8 +43,8 @@ def run_ranks(num_ranks: int, work: Callable[..., Any], *args: Any, timeout_s: f
     port = free_port()
     started: list[tuple[Any, Connection]] = []
     for rank in range(num_ranks):
-        here, there = _SERVER.Pipe(duplex=False)
-        process = _SERVER.Process(target=_rank, args=(there, environment(rank, num_ranks, port), work, args))
+        here, there = SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=_rank, args=(there, environment(rank, num_ranks, port), work, args))
         process.start()
         there.close()
         started.append((process, here))

@@ -32,7 +32,7 @@ class RolloutJob:
         size: the model's dimensions, of `bench.rollout_cases.Size`.
         num_rows: completions in each batch.
         group_size: completions that share a prompt.
-        prompt_tokens: of every prompt.
+        prompt_tokens: of the longest prompts; the shortest have three quarters.
         new_tokens: of every completion.
         rounds: of which the fastest counts.
     """
@@ -93,16 +93,17 @@ def our_way(job: RolloutJob, model: Any) -> tuple[Sampler, Callable[[], list[flo
 
 
 def generate_way(job: RolloutJob, model: Any) -> tuple[Sampler, Callable[[], None]]:
-    """One batch of all rows, every prompt as often as it has completions; no log-probs, which the engine returns."""
+    """One batch of all rows, padded on the left; every prompt as often as it has completions, and no log-probs."""
     model.eval()
     model.generation_config.eos_token_id = None
 
     def sample(num_rows: int, new_tokens: int) -> None:
         rows = [prompt for prompt in prompts_of(job, num_rows) for _ in range(job.group_size)]
-        input_ids = torch.tensor(rows, device=job.device)
+        longest = max(map(len, rows))
+        input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=job.device)
         output = model.generate(
             input_ids,
-            attention_mask=torch.ones_like(input_ids),
+            attention_mask=(input_ids != 0).long(),
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -111,7 +112,7 @@ def generate_way(job: RolloutJob, model: Any) -> tuple[Sampler, Callable[[], Non
             use_cache=True,
             pad_token_id=0,
         )
-        assert output.shape == (num_rows, job.prompt_tokens + new_tokens)
+        assert output.shape == (num_rows, longest + new_tokens)
 
     return sample, lambda: None
 
@@ -120,8 +121,9 @@ WAYS: dict[str, Way] = {"ours": our_way, "generate": generate_way}
 
 
 def prompts_of(job: RolloutJob, num_rows: int) -> list[list[int]]:
-    """One for each group."""
-    return make_prompts(num_rows // job.group_size, job.prompt_tokens, job.prompt_tokens, job.size["vocabulary"])
+    """One for each group, without the token 0."""
+    shortest = job.prompt_tokens * 3 // 4
+    return make_prompts(num_rows // job.group_size, shortest, job.prompt_tokens, job.size["vocabulary"])
 
 
 def measure(job: RolloutJob) -> list[Rollout]:

@@ -20,7 +20,7 @@ from grpo.config import RewardConfig, compose_run_config
 from grpo.run import recorder
 from grpo.run.metrics import read_jsonl
 from grpo.run.recorder import Recorder
-from grpo.train import run_config
+from grpo.train import run_training
 from grpo.types import Drawn, Grade, Grader, Outcome, PendingGrade, SampleKey
 from hydra_plugins.grpo_launchers.subprocess_launcher import quoted
 
@@ -125,11 +125,13 @@ class Stopwatch:
                 self._result.start_gib = resident_gib()
                 self._result.num_parameters = sum(parameter.numel() for parameter in run.policy.model.parameters())
             self._start = time.perf_counter()
-            groups = original(run, step)
+            drawn = original(run, step)
             self._result.add(step - 1, "collect", time.perf_counter() - self._start)
-            self._result.prompt_tokens.append([len(group.prompt_ids) for group in groups])
-            self._result.completion_tokens.append([len(c.token_ids) for group in groups for c in group.completions])
-            return groups
+            self._result.prompt_tokens.append([len(group.prompt_ids) for group in drawn.groups])
+            self._result.completion_tokens.append(
+                [len(c.token_ids) for group in drawn.groups for c in group.completions]
+            )
+            return drawn
 
         return wrapped
 
@@ -211,7 +213,7 @@ def train(job: StepJob, folder: Path) -> StepResult:
         if job.lengths is not None:
             batch = forced_batch(job.lengths, end_id=0)  # the small tokenizer's first token
             stack.enter_context(patch.object(grpo.rollout.torch_engine, "Batch", batch))
-        run_config(cfg, folder)
+        run_training(cfg, folder)
     add_phases(result, read_jsonl(folder / "metrics.jsonl"))
     result.peak_gib = peak_gib()
     return result

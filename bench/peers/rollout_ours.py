@@ -40,10 +40,10 @@ def forced_lengths(lengths: Sequence[int]) -> Iterator[None]:
     wanted = torch.tensor([*lengths, 0])  # the last is that of free rows, whose place is -1
 
     class Forced(Batch):
-        def _sample(self, rows: Any) -> Tensor:
+        def _sample(self, rows: Any) -> None:
             is_last = rows.counts + 1 == wanted[rows.places]
             rows.logits[:, _END] = torch.where(is_last, _LIKELY, -torch.inf).to(rows.logits.dtype)
-            return super()._sample(rows)
+            super()._sample(rows)
 
     with patch.object(torch_engine, "Batch", Forced):
         yield

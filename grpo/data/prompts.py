@@ -32,12 +32,7 @@ class PromptTemplate:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        found = self.text.count(_PLACEHOLDER)
-        if found != 1:
-            raise ValueError(
-                f"data.prompt={self.name} holds {_PLACEHOLDER} {found} times, but a template holds it once; "
-                "write it where the question belongs, and nowhere else"
-            )
+        _check_placeholder(self.name, self.text)
         if "" in self.stop:
             raise ValueError(
                 f"data.stop={list(self.stop)} holds an empty string, which would end every completion at once; "
@@ -47,6 +42,15 @@ class PromptTemplate:
     def render(self, question: str) -> str:
         """The prompt of one question. Never str.format: questions and templates hold braces of their own."""
         return self.text.replace(_PLACEHOLDER, question)
+
+
+def _check_placeholder(source: str, text: str) -> None:
+    found = text.count(_PLACEHOLDER)
+    if found != 1:
+        raise ValueError(
+            f"data.prompt={source} holds {_PLACEHOLDER} {found} times, but a template holds it once; "
+            "write it where the question belongs, and nowhere else"
+        )
 
 
 def template_names() -> list[str]:
@@ -76,6 +80,7 @@ def load_template(name_or_path: str, stop: Sequence[str] | None = None) -> Promp
         raise ValueError(
             f"data.prompt={name_or_path} cannot be read ({error}); a template is a readable text file in UTF-8"
         ) from error
+    _check_placeholder(name_or_path, text)  # the template knows its file's stem only
     return PromptTemplate(file.stem, text, _STOP.get(name_or_path, ()) if stop is None else tuple(stop))
 
 

@@ -9,7 +9,7 @@ Axes: N packed tokens, b sequences, S positions of the longest, h heads, D head 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -45,17 +45,21 @@ class PackedLayout:
         positions: [1, N] int64, of every packed token in its sequence.
         places: [b, S] int64, the packed token at every position of every sequence; after its end any token.
         readers: [N] int64, in the flattened [b * S]: the first place that reads each packed token.
+        segments: [s, 4] int64: start and length, in the packed row, of tokens that follow one another in a sequence,
+            and those of the shared prompt that comes before them.
         shared: the prompts that several sequences read.
     """
 
     positions: Tensor
     places: Tensor
     readers: Tensor
+    segments: Tensor
     shared: tuple[SharedPrompt, ...]
 
     def to(self, device: torch.device) -> PackedLayout:
         """The same layout on a device."""
-        return PackedLayout(self.positions.to(device), self.places.to(device), self.readers.to(device), self.shared)
+        moved = {name: getattr(self, name).to(device) for name in ("positions", "places", "readers", "segments")}
+        return replace(self, **moved)
 
 
 class _ToSequences(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +40,11 @@ def _load(cfg: RunConfig, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
 
 
 def build_policy(
-    cfg: RunConfig, model: PreTrainedModel, end_ids: Sequence[int], ranks: Ranks = ONE_RANK
+    cfg: RunConfig,
+    model: PreTrainedModel,
+    end_ids: Sequence[int],
+    ranks: Ranks = ONE_RANK,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Policy, torch.dtype]:
     """The policy, and the dtype it computes in: the narrower of master weights and `hardware.compute_dtype`.
 
@@ -49,6 +53,7 @@ def build_policy(
         model: of `load_policy_model`.
         end_ids: tokens that end a completion.
         ranks: who trains together.
+        warn: told what a user should know of the policy while the run goes on.
     """
     master, compute = torch_dtype(cfg.model.master_dtype), torch_dtype(cfg.hardware.compute_dtype)
     compute = torch.bfloat16 if torch.bfloat16 in (master, compute) else compute
@@ -69,6 +74,7 @@ def build_policy(
         seed=cfg.seed,
         reference=_load_reference(cfg, ranks),
         ranks=ranks,
+        warn=warn,
     )
     return policy, compute
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 
-from grpo.config import BuildConfig, DType, ModelConfig
+from grpo.config import BuildConfig, DType, ModelConfig, check_hub_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,18 +25,47 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 
 def quiet_transformers() -> None:
-    """Leaves the terminal to the run: no progress bars of transformers, and of its notes only errors.
+    """Leaves the terminal to the run: no progress bars of transformers, of its notes only errors, no word of retries.
 
     Downloads keep their bars, which are huggingface_hub's.
     """
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+
+
+def _check_place(setting: str, given: str, revision: str | None) -> None:
+    """Says what is wrong with a name before transformers says it in its own words, or twice.
+
+    Raises:
+        ValueError: nothing is there, or no model.
+    """
+    if not Path(given).exists():
+        check_hub_id(setting, given, "name a folder in Hugging Face layout, or a Hub id")
+        if setting == "model.path":
+            _check_hub(given, revision)
+    elif setting == "model.path":
+        _check_model_folder(Path(given))
+
+
+def _check_hub(given: str, revision: str | None) -> None:
+    """Asks for the smallest file: where the Hub does not answer, transformers would wait for it several times.
+
+    Raises:
+        ValueError: it is not to be had.
+    """
+    from transformers.utils.hub import cached_file
+
+    try:
+        cached_file(given, "config.json", revision=revision)
+    except OSError as error:
+        raise _hub_error("model", given, error) from error
 
 
 def _check_model_folder(folder: Path) -> None:
-    """Says what a folder lacks before transformers says it in its own words.
+    """Says what a folder lacks.
 
     Raises:
         ValueError: no config.json, or no safetensors.
@@ -71,8 +101,7 @@ def load_model(cfg: ModelConfig, *, dtype: torch.dtype, device: torch.device) ->
     from transformers import AutoModelForCausalLM
 
     path = str(cfg.path)
-    if Path(path).is_dir():
-        _check_model_folder(Path(path))
+    _check_place("model.path", path, cfg.revision)
     try:
         model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
             path,
@@ -86,6 +115,9 @@ def load_model(cfg: ModelConfig, *, dtype: torch.dtype, device: torch.device) ->
         raise _hub_error("model", path, error) from error
     _check_weights(model, loading["missing_keys"], path)
     model.config.attention_dropout = 0.0
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):  # taken from the config
+            module.attention_dropout = 0.0
     return cast(Any, model).to(device)
 
 
@@ -135,6 +167,7 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = str(cfg.tokenizer or cfg.path)
+    _check_place("model.tokenizer" if cfg.tokenizer else "model.path", path, cfg.revision)
     generic = _tokenizer_class(Path(path)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
     loader: Any = PreTrainedTokenizerFast if generic else AutoTokenizer
     try:

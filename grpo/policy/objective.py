@@ -100,10 +100,7 @@ def clipped_tokens(cfg: LossConfig, log_probs: TokenLogProbs, group_advantages: 
         case ObjectiveName.clipped_token:
             return objectives.clipped_mask(policy, old, group_advantages, clip_low=low, clip_high=high) & mask
         case ObjectiveName.clipped_sequence:
-            clipped = objectives.clipped_sequence_mask(
-                policy, old, group_advantages, mask, clip_low=low, clip_high=high
-            )
-            return clipped & mask
+            return objectives.clipped_sequence_mask(policy, old, group_advantages, mask, clip_low=low, clip_high=high)
         case ObjectiveName.cispo:
             ratio = (policy - old).exp()
             return ((ratio < 1 - low) | (ratio > 1 + high)) & mask

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ def micro_batch_rows(
 ) -> list[list[int]]:
     """Splits rows, longest first, so that little is padded; rows that share a prompt stay together where they fit.
 
+    There are as few parts as that gives, and these are about equally full.
+
     Args:
         batch: the sequences.
         rows: which of them.
@@ -80,15 +83,38 @@ def micro_batch_rows(
         ordered = [row for unit in units for row in unit]
         size = -(-len(ordered) // num_parts)
         return [ordered[start : start + size] for start in range(0, len(ordered), max(1, size))]
-    prompts = {row: unit[0] for unit in units for row in unit}
-    parts: list[list[int]] = []
-    for unit in units:
-        if not parts or _num_tokens(batch, parts[-1] + unit, prompts, packing) > max_tokens:
-            parts.append([])
-        for row in unit:
-            if parts[-1] and _num_tokens(batch, [*parts[-1], row], prompts, packing) > max_tokens:
+    wholes = [_Size.of(batch, unit) for unit in units]
+
+    def fill(budget: int) -> list[list[int]]:
+        parts: list[list[int]] = []
+        size = _Size()
+        for unit, whole in zip(units, wholes, strict=True):
+            if not parts or size.plus(whole).taken(packing) > budget:
                 parts.append([])
-            parts[-1].append(row)
+                size = _Size()
+            if size.plus(whole).taken(packing) <= budget:
+                parts[-1] += unit
+                size = size.plus(whole)
+                continue
+            for place, row in enumerate(unit):
+                length = len(batch.token_ids[row])
+                grown = size.plus(_Size(1, length, length - (batch.prompt_lengths[row] if place else 0)))
+                if parts[-1] and grown.taken(packing) > budget:
+                    parts.append([])
+                    grown = _Size(1, length, length)
+                parts[-1].append(row)
+                size = grown
+        return parts
+
+    parts = fill(max_tokens)
+    # The memory is that of the largest: no fuller than as many of them need to be, unless that would cut a group.
+    least = max((taken for whole in wholes if (taken := whole.taken(packing)) <= max_tokens), default=0)
+    for sixteenths in range(16 * (len(parts) - 1) // max(1, len(parts)), 16):
+        budget = max_tokens * sixteenths // 16
+        if budget >= least:
+            even = fill(budget)
+            if len(even) == len(parts):
+                return even
     return parts
 
 
@@ -107,15 +133,26 @@ def _prompt(batch: TrainBatch, row: int) -> tuple[int, ...]:
     return tuple(batch.token_ids[row][: batch.prompt_lengths[row]].tolist())
 
 
-def _num_tokens(batch: TrainBatch, rows: Sequence[int], prompts: dict[int, int], packing: Packing) -> int:
-    """What these rows take of the budget; `prompts` names the unit of each row, which shares a prompt."""
-    lengths = [len(batch.token_ids[row]) for row in rows]
-    positions = len(rows) * max(lengths)
-    if packing is Packing.padded:
-        return positions
-    known = {prompts[row]: batch.prompt_lengths[row] for row in rows}
-    repeated = sum(batch.prompt_lengths[row] for row in rows) - sum(known.values())
-    return max(sum(lengths) - repeated, -(-positions // _POSITIONS_PER_TOKEN))
+class _Size(NamedTuple):
+    """Of some sequences: how many there are, their longest, and their tokens, those of shared prompts once."""
+
+    num: int = 0
+    longest: int = 0
+    packed: int = 0
+
+    @classmethod
+    def of(cls, batch: TrainBatch, unit: Sequence[int]) -> _Size:
+        """Of a unit, whose rows share a prompt if there are several."""
+        lengths = [len(batch.token_ids[row]) for row in unit]
+        return cls(len(unit), max(lengths), sum(lengths) - (len(unit) - 1) * batch.prompt_lengths[unit[0]])
+
+    def plus(self, other: _Size) -> _Size:
+        return _Size(self.num + other.num, max(self.longest, other.longest), self.packed + other.packed)
+
+    def taken(self, packing: Packing) -> int:
+        """What they take of the budget."""
+        positions = self.num * self.longest
+        return positions if packing is Packing.padded else max(self.packed, -(-positions // _POSITIONS_PER_TOKEN))
 
 
 def collate(
@@ -159,11 +196,13 @@ def _pack(
     positions: list[Tensor] = []
     places: list[Tensor] = []
     readers: list[Tensor] = []
+    segments: list[tuple[int, int, int, int]] = []
     shared: list[SharedPrompt] = []
     for run in runs:
         start, length = num_packed, prompts[run[0]]
         if len(run) > 1:
             shared.append(SharedPrompt(start, length, run[0], run[-1] + 1))
+            segments.append((start, length, start, 0))
         for index in run:
             known = 0 if index == run[0] else length
             own = torch.arange(known, len(sequences[index]))
@@ -172,10 +211,14 @@ def _pack(
             places.append(torch.cat([torch.arange(start, start + known), own - known + num_packed]))
             readers.append(own + index * longest)
             num_packed += len(own)
+            after = length if len(run) > 1 else 0
+            num_after = len(sequences[index]) - after
+            segments.append((num_packed - num_after, num_after, start, after))
     layout = PackedLayout(
         positions=torch.cat(positions).unsqueeze(0),
         places=torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=0),
         readers=torch.cat(readers),
+        segments=torch.tensor(segments),
         shared=tuple(shared),
     )
     return torch.cat(tokens).unsqueeze(0), layout

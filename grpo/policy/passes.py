@@ -56,10 +56,10 @@ class Passes:
         return self._deal_to_replicas(batch, rows, len(workers))
 
     def _deal_to_replicas(self, batch: TrainBatch, rows: Sequence[int], num: int) -> list[list[Sequence[int]]]:
-        """Micro-batches that together hold as many tokens as one model's would, or smaller ones if that is fairer."""
+        """Micro-batches as large as one model's, or a fair share if that is less, or smaller ones if that is fairer."""
         longest, shares = math.inf, []
         num_tokens = sum(len(batch.token_ids[row]) for row in rows)
-        most = min(self.hardware.micro_batch_tokens, num_tokens) // num
+        most = min(self.hardware.micro_batch_tokens, int(_FAIR * num_tokens) // num)
         for eighths in (8, 7, 6, 5, 4):
             parts = self.cut(batch, rows, most * eighths // 8)
             loads = [sum(len(batch.token_ids[row]) for row in part) for part in parts]

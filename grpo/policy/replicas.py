@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from grpo.parallel import one_core_each
+from grpo.parallel import keep_freed_memory, one_core_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +35,8 @@ class Replicas:
     def __init__(self, model: PreTrainedModel, num: int) -> None:
         """So many, the model among them; see `num_replicas`."""
         self.models = [model, *(copy.deepcopy(model) for _ in range(num - 1))]
+        if num > 1:
+            keep_freed_memory()
         self._share()
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ whose part is exactly 0 count in the denominator and do not go through the model
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from torch import Tensor
 from grpo.bfloat16 import fast_products
 from grpo.config import HardwareConfig, LossConfig, ObjectiveName, Packing, TrainConfig
 from grpo.distributed import ONE_RANK, Ranks
+from grpo.native import KernelUnavailable
 from grpo.policy.attention import use_packed_attention
+from grpo.policy.compiled_layer import fits, use_compiled_layers
 from grpo.policy.forward import ForwardSettings
 from grpo.policy.objective import TokenLogProbs, clipped_tokens, token_losses, token_weights
 from grpo.policy.optimizer import build_optimizer, learning_rate, move_state
@@ -61,7 +63,7 @@ def _expected_grad(cfg: LossConfig, advantages: Tensor, weights: Tensor, mask: T
 
 def _checkpoint_activations(model: Any) -> None:
     """Layers keep their inputs only and compute the rest again in the backward pass."""
-    arguments = {"use_reentrant": False}
+    arguments = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a layer is random
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(arguments)
     else:  # the name before transformers 5.2x
@@ -84,6 +86,7 @@ class Policy:
         seed: int,
         reference: PreTrainedModel | None = None,
         ranks: Ranks = ONE_RANK,
+        warn: Callable[[str], None] = lambda _: None,
     ):
         """Puts an optimiser on the model.
 
@@ -99,6 +102,7 @@ class Policy:
             reference: frozen; needed where the loss has a KL penalty. With several ranks as `model`.
             ranks: who trains together; all of them call `update` and `log_probs` at the same time. One alone shards its
                 model too where `hardware.sharded` asks for it and a process group of torch.distributed is there.
+            warn: told what a user should know of the policy while the run goes on.
 
         Raises:
             ValueError: `hardware.packing` asks for what the model's attention cannot do.
@@ -121,6 +125,12 @@ class Policy:
         else:
             self._workers = Replicas(model, num_replicas(model))
             self._reference = reference
+            if hardware.compiled_kernels and hardware.packing is not Packing.padded and fits(model):
+                try:
+                    for replica in self._workers.models:
+                        use_compiled_layers(replica)
+                except KernelUnavailable as problem:
+                    warn(f"updates without compiled code take 1.3 times as long: {problem}")
         self.optimizer = build_optimizer(model, train, seed=seed, rank=ranks.rank)
 
     @property
@@ -158,7 +168,7 @@ class Policy:
         """Trains on a batch: `epochs_per_rollout_batch` times over it, `train_batch_size` sequences at a time.
 
         Args:
-            batch: completions of the current weights.
+            batch: completions of the current weights, or stale ones, see `TrainBatch.staleness`.
             step: the GRPO step, from 1.
 
         Returns:
@@ -179,9 +189,7 @@ class Policy:
         for rows in parts:
             self._optimizer_step(batch, rows, targets, statistics)
         metrics = {**statistics.metrics(len(parts)), "policy/learning_rate": rate}
-        if (
-            batch.staleness > 0
-        ):  # the ratio then holds what an update and a mismatch have made of the log-probs together
+        if batch.staleness > 0:  # a ratio then holds an update and a mismatch together
             metrics = {name: value for name, value in metrics.items() if not name.startswith("mismatch/")}
         return metrics
 

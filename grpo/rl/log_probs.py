@@ -1,7 +1,9 @@
 """Log-probs and entropy of the distribution that is sampled from.
 
-Engine and trainer both call `sampled_logits`, so that temperature, top-k, top-p and min-tokens cannot be applied in
-one and forgotten in the other. N tokens, H hidden size, V vocabulary; log-probs and entropies are nats, float32.
+The trainer and the torch engine's own operations call `sampled_logits`. The engine's compiled code
+(`grpo/rollout/kernel.c`) and vLLM apply temperature, top-k, top-p and min-tokens themselves: the contract suite of the
+engines, and the canary of a run, hold them to the same. N tokens, H hidden size, V vocabulary; log-probs and entropies
+are nats, float32.
 """
 
 from __future__ import annotations
@@ -64,8 +66,9 @@ def sampled_logits(
     if distribution.temperature != 1:
         scaled = scaled / distribution.temperature
     if banned is not None and distribution.banned_ids:
-        ids = torch.tensor(distribution.banned_ids, device=logits.device)
-        scaled = scaled.index_put((banned.nonzero(), ids.unsqueeze(0)), scaled.new_tensor(float("-inf")))
+        scaled = scaled.clone() if scaled is logits else scaled
+        for token_id in distribution.banned_ids:  # an index would make a GPU's host wait
+            scaled[:, token_id].masked_fill_(banned, float("-inf"))
     if distribution.filters:
         scaled = scaled.masked_fill(_removed(scaled, distribution, keep), float("-inf"))
     return scaled

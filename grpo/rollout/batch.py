@@ -19,6 +19,7 @@ from torch import Tensor
 
 from grpo.rl.log_probs import TokenDistribution
 from grpo.rollout.decoder import Decoder, KeyValueCache
+from grpo.rollout.kernel import BoundKernel, Kernel
 from grpo.rollout.sampling import sample_tokens, uniforms
 from grpo.rollout.stopping import StopRules
 from grpo.types import SampleKey, Sampling
@@ -101,7 +102,7 @@ class _Prefilled:
         )
 
 
-class _Rows:
+class Rows:
     """The rows of the batch, R of them, of which some may be free.
 
     Attributes:
@@ -117,6 +118,7 @@ class _Rows:
         stopped: [R] bool, finished by a token and not by the limit.
         tokens, log_probs: [R, max_tokens + 1]; the last column takes what finished rows sample.
         logits: [R, V] of the next token.
+        sampled: [R] the last token.
     """
 
     def __init__(self, num_rows: int, num_columns: int, decoder: Decoder, rules: StopRules, sampling: Sampling) -> None:
@@ -135,6 +137,7 @@ class _Rows:
         self.tokens = torch.zeros(num_rows, width, dtype=torch.int64, device=device)
         self.log_probs = torch.zeros(num_rows, width, device=device)
         self.logits = torch.zeros(num_rows, decoder.vocab_size, dtype=decoder.dtype, device=device)
+        self.sampled = torch.zeros_like(self.starts)
         self._attended: tuple[KeyValueCache, int] | None = None
 
     def __len__(self) -> int:
@@ -199,6 +202,7 @@ class _Rows:
         self.states = [state[index] for state in self.states]
         self.finished, self.stopped = self.finished[index], self.stopped[index]
         self.tokens, self.log_probs, self.logits = self.tokens[index], self.log_probs[index], self.logits[index]
+        self.sampled = self.sampled[index]
         self._are_open(set(range(len(rows))))
         return low
 
@@ -248,7 +252,7 @@ class _Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def admit(self, rows: _Rows, column: int) -> None:
+    def admit(self, rows: Rows, column: int) -> None:
         """Fills the free rows with the samples that come next."""
         free = rows.free[: len(self._waiting)]
         samples = [self._waiting.popleft() for _ in free]
@@ -305,6 +309,7 @@ class Batch:
         banned_ids: Sequence[int],
         cache_tokens: int,
         cancelled: Event,
+        kernel: Kernel | None = None,
     ) -> None:
         """Names what the batch works with.
 
@@ -315,12 +320,15 @@ class Batch:
             banned_ids: tokens that cannot be sampled before `min_tokens`.
             cache_tokens: rows times columns of the cache, at most; one row there is always.
             cancelled: ends the batch, once it is set, before the next step.
+            kernel: the decoder's compiled code, if it is to be used: the batch then takes one core.
         """
         self._decoder, self._rules, self._sampling = decoder, rules, sampling
         self._cache_tokens, self._cancelled = cache_tokens, cancelled
         self._distribution = TokenDistribution(
             sampling.temperature or 1.0, sampling.top_k, sampling.top_p, tuple(banned_ids)
         )
+        self._kernel = kernel
+        self._bound: BoundKernel | None = None
         self._check_every = _CPU_CHECK_EVERY if decoder.device.type == "cpu" else _CHECK_EVERY
 
     def run(self, requests: Sequence[Request]) -> Iterator[Ended]:
@@ -332,7 +340,7 @@ class Batch:
         while not self._cancelled.is_set():
             if len(queue) and _REFILL_SHARE * len(rows.free) >= len(rows):
                 queue.admit(rows, column)
-            tokens = self._sample(rows)
+            self._sample(rows)
             step += 1
             if step % self._check_every == 0 and rows.num_ended():
                 finished = rows.finished.tolist()
@@ -343,23 +351,33 @@ class Batch:
                     column = queue.longest
                     continue
                 if not len(queue) and len(rows.open) <= _SHRINK_SHARE * len(rows):
-                    tokens = tokens[rows.open]
                     column -= rows.keep(rows.open, longest)
+                    self._bound = None
             if column == rows.cache.num_columns:
                 column -= rows.rewind()
-            self._forward(rows, tokens, rotary, column)
+            self._forward(rows, rotary, column)
             column += 1
 
-    def _new_rows(self, num_samples: int, longest: int) -> _Rows:
+    def _new_rows(self, num_samples: int, longest: int) -> Rows:
         """As many rows as there are samples if the cache holds them, else fewer, and columns to spare."""
         num_rows, columns = num_samples, longest
         if num_samples * longest > self._cache_tokens:
             columns += max(1, longest // _SPARE_SHARE)
             num_rows = max(1, self._cache_tokens // columns)
-        return _Rows(num_rows, columns, self._decoder, self._rules, self._sampling)
+        return Rows(num_rows, columns, self._decoder, self._rules, self._sampling)
 
-    def _sample(self, rows: _Rows) -> Tensor:
+    def _bound_kernel(self, rows: Rows) -> BoundKernel | None:
+        """The compiled code that does what this class does, if it is to."""
+        if self._bound is None and self._kernel is not None:
+            self._bound = self._kernel.bind(rows, self._rules, self._sampling, self._distribution.banned_ids)
+        return self._bound
+
+    def _sample(self, rows: Rows) -> None:
         """Draws a token for every row, notes it, and marks the rows that it ends."""
+        kernel = self._bound_kernel(rows)
+        if kernel is not None and not self._distribution.filters:
+            kernel.sample()
+            return
         limit, every = self._sampling.max_tokens, torch.arange(len(rows), device=rows.counts.device)
         place = rows.counts.masked_fill(rows.finished, limit)
         uniform = None if rows.uniform is None else rows.uniform[every, place]
@@ -374,12 +392,17 @@ class Batch:
             ends &= rows.counts >= self._sampling.min_tokens
         rows.stopped |= ends
         rows.finished |= ends | (rows.counts == limit)
-        return tokens
+        rows.sampled.copy_(tokens)
 
-    def _forward(self, rows: _Rows, tokens: Tensor, rotary: tuple[Tensor, Tensor], column: int) -> None:
+    def _forward(self, rows: Rows, rotary: tuple[Tensor, Tensor], column: int) -> None:
         """Runs the sampled tokens, which makes the logits of the next."""
+        kernel = self._bound_kernel(rows)
+        if kernel is not None:
+            kernel.decode(rotary, column)
+            return
         cos, sin = rotary
-        at = (column - rows.starts).clamp_max(len(cos) - 1)  # the place of a free row may be any
+        at = (column - rows.starts).clamp(0, len(cos) - 1)  # the place of a free row may be any
         cache, low = rows.attended()
         rotation = cos[at].unsqueeze(1), sin[at].unsqueeze(1)
-        rows.logits = self._decoder.logits(self._decoder.forward(tokens.unsqueeze(1), rotation, cache, column, low))
+        hidden = self._decoder.forward(rows.sampled.unsqueeze(1), rotation, cache, column, low)
+        rows.logits = self._decoder.logits(hidden)

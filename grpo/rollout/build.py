@@ -38,6 +38,8 @@ def _missing_device(cfg: HardwareConfig) -> str:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if any(device.type == "cuda" and (device.index or 0) >= num_gpus for device in wanted):
         instead = "hardware=single_gpu hardware.engine=torch" if num_gpus else "hardware=cpu, or hardware=mps on a Mac"
+        if cfg.name == "cpu":
+            instead = "hardware.policy_device=cpu hardware.engine_device=cpu"
         return f"needs {' and '.join(names)}, but torch sees {num_gpus} CUDA devices here; use {instead}"
     if any(device.type == "mps" for device in wanted) and not torch.backends.mps.is_available():
         return "needs a Mac with Apple silicon, but torch sees no mps device here; use hardware=cpu"
@@ -133,14 +135,23 @@ def build_engine(
         return build_vllm_engine(
             cfg, model, tokenizer, end_ids=end_ids, compute_dtype=compute_dtype, log=log, warn=warn
         )
+    from grpo.native import KernelUnavailable
     from grpo.rollout.torch_engine import TorchEngine
 
-    return TorchEngine(
-        model,
-        tokenizer,
-        end_ids=end_ids,
-        dtype=compute_dtype,
-        device=torch.device(cfg.engine_device),
-        cache_tokens=cfg.engine_cache_tokens,
-        own_weights=cfg.overlap,
-    )
+    def torch_engine(use_kernel: bool) -> TorchEngine:
+        return TorchEngine(
+            model,
+            tokenizer,
+            end_ids=end_ids,
+            dtype=compute_dtype,
+            device=torch.device(cfg.engine_device),
+            cache_tokens=cfg.engine_cache_tokens,
+            own_weights=cfg.overlap,
+            use_kernel=use_kernel,
+        )
+
+    try:
+        return torch_engine(cfg.compiled_kernels)
+    except KernelUnavailable as problem:
+        warn(f"sampling without compiled code takes 1.4 to 10 times as long: {problem}")
+        return torch_engine(False)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo.bfloat16 import fast_products
+from grpo.rollout.kernel import Kernel
 from grpo.rollout.weights import Layer, Linear, load_layer
 
 SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3", "llama")
@@ -90,9 +91,15 @@ class KeyValueCache:
 
 
 class Decoder:
-    """Hidden states of new tokens, given a cache."""
+    """Hidden states of new tokens, given a cache.
 
-    def __init__(self, model: Any, *, dtype: torch.dtype, device: torch.device):
+    Attributes:
+        kernel: the compiled code for decoding, over the same weights; None where it is not wanted, or not for them.
+    """
+
+    kernel: Kernel | None = None
+
+    def __init__(self, model: Any, *, dtype: torch.dtype, device: torch.device, use_kernel: bool = False):
         """Refers to the model's weights, or copies them where dtype or device differ.
 
         Args:
@@ -100,13 +107,17 @@ class Decoder:
             dtype: of matrix products. Where it is narrower than the weights, everything between them is in the
                 weights' dtype, as it is in the policy under autocast.
             device: where to run.
+            use_kernel: wherever `Kernel.fits`.
+
+        Raises:
+            KernelUnavailable: the kernel fits, but there is none.
         """
         check_supported(model.config)
-        self.config = model.config
-        self.dtype, self.device = dtype, device
+        self.config, self._use_kernel = model.config, use_kernel
+        self.dtype, self.device = dtype, torch.empty(0, device=device).device  # mps is mps:0, as its tensors say
         self._residual_dtype = model.lm_head.weight.dtype
         self._rotary = model.model.rotary_emb
-        self._eps = torch.tensor(model.config.rms_norm_eps, dtype=torch.float32, device=device)
+        self._eps = torch.tensor(model.config.rms_norm_eps, dtype=torch.float32, device=self.device)
         self.load(model)
 
     def load(self, model: Any) -> None:
@@ -122,6 +133,9 @@ class Decoder:
         self._embedding = taken(model.model.embed_tokens.weight, self._residual_dtype)
         self._final_norm = taken(model.model.norm.weight, self._residual_dtype)
         self._head = taken(model.lm_head.weight, self.dtype)
+        if self._use_kernel and Kernel.fits(self.config, self._layers, residual_dtype=self._residual_dtype):
+            weights = {"embedding": self._embedding, "final_norm": self._final_norm, "head": self._head}
+            self.kernel = Kernel(self.config, self._layers, **weights)
 
     def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [length, D] each; the sines of the first half are negative, see `_rotate`."""
@@ -182,11 +196,14 @@ class Decoder:
         hidden = F.embedding(tokens.flatten(), self._embedding)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             qkv = _linear(self._norm(hidden, layer.attention_norm).to(self.dtype), layer.qkv)
-            attended = self._attention(layer, qkv.view(rows, length, -1), rotary, keys, values, past, mask)
+            if layer is self._layers[-1]:  # of whose other tokens nobody asks for more than keys and values
+                hidden = hidden.view(rows, length, -1)[:, -1]
+            num_queries = len(hidden) // rows
+            attended = self._attention(layer, qkv.view(rows, length, -1), rotary, keys, values, past, mask, num_queries)
             hidden = _add_linear(hidden, attended, layer.output)
             gate, up = _linear(self._norm(hidden, layer.mlp_norm).to(self.dtype), layer.gate_up).chunk(2, dim=-1)
             hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down)
-        return self._norm(hidden.view(rows, length, -1)[:, -1], self._final_norm).to(self.dtype)
+        return self._norm(hidden, self._final_norm).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, V] of [R, H]."""
@@ -209,8 +226,9 @@ class Decoder:
         values: Tensor,
         past: slice,
         mask: Tensor | None,
+        num_queries: int,
     ) -> Tensor:
-        """[R * T, heads * D] attention over the cache, which the new tokens have then joined."""
+        """[R * Q, heads * D] attention of the last Q tokens over the cache, which the new tokens have then joined."""
         rows, length, _ = qkv.shape
         heads, size = keys.shape[1], keys.shape[3]
         qkv = qkv.view(rows, length, -1, size)
@@ -223,12 +241,16 @@ class Decoder:
         keys[:, :, start:end] = states[:, :, -heads:].transpose(1, 2)
         values[:, :, start:end] = value.transpose(1, 2)
         keys, values = keys[:, :, first:end], values[:, :, first:end]
-        query = states[:, :, :-heads].to(self.dtype)
-        if length == 1:  # the g query heads of one key-value head attend to it as if they were g positions
+        query = states[:, length - num_queries :, :-heads].to(self.dtype)
+        if num_queries == 1:  # the g query heads of one key-value head attend to it as if they were g positions
+            mask = None if mask is None else mask[:, :, -1:]
             attended = F.scaled_dot_product_attention(query.view(rows, heads, -1, size), keys, values, attn_mask=mask)
             return attended.view(rows, -1)
+        query = query.transpose(1, 2)
+        if mask is not None and self.device.type == "cuda":  # where no kernel but the slowest takes groups and a mask
+            keys, values = (each.repeat_interleave(query.shape[1] // heads, dim=1) for each in (keys, values))
         attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=keys.shape[1] != query.shape[1]
         )
         return attended.transpose(1, 2).reshape(rows * length, -1)
 

@@ -63,17 +63,21 @@ class StopRules:
 
     Every row has one int16 per stop string: twice the number of bytes matched, plus 1 if the string ended in the last
     token. The two are not the same: after "abx" nothing of "ab" is matched.
+
+    Attributes:
+        tables: per stop string [states, V] int16, the state after a token for every number of bytes matched before.
+        is_end: [V] bool, the tokens that end a sequence.
     """
 
     def __init__(self, pieces: Sequence[bytes], end_ids: Sequence[int], stop: Sequence[str], device: torch.device):
         tables = [2 * states + matched for states, matched in (token_transitions(pieces, string) for string in stop)]
-        self._tables = [torch.from_numpy(table.astype(np.int16)).to(device) for table in tables]
-        self._is_end = torch.zeros(len(pieces), dtype=torch.bool, device=device)
-        self._is_end[list(end_ids)] = True
+        self.tables = [torch.from_numpy(table.astype(np.int16)).to(device) for table in tables]
+        self.is_end = torch.zeros(len(pieces), dtype=torch.bool, device=device)
+        self.is_end[list(end_ids)] = True
 
     def start(self, rows: int) -> list[Tensor]:
         """Nothing matched yet: one [rows] state per stop string."""
-        return [torch.zeros(rows, dtype=torch.int16, device=table.device) for table in self._tables]
+        return [torch.zeros(rows, dtype=torch.int16, device=table.device) for table in self.tables]
 
     def advance(self, states: Sequence[Tensor], tokens: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Moves every row by one token.
@@ -86,8 +90,8 @@ class StopRules:
             The new states; [rows] bool, whether the token ends the sequence; [rows] bool, whether it completes a stop
             string.
         """
-        moved = [table[(state >> 1).long(), tokens] for table, state in zip(self._tables, states, strict=True)]
-        ended = self._is_end[tokens]
+        moved = [table[(state >> 1).long(), tokens] for table, state in zip(self.tables, states, strict=True)]
+        ended = self.is_end[tokens]
         stopped = torch.zeros_like(ended)
         for state in moved:
             stopped = stopped | (state & 1).bool()

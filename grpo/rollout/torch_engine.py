@@ -1,7 +1,8 @@
 """The engine for CPU, MPS and any GPU without vLLM: it samples from the policy's own weights.
 
-Each prompt is run once, and its cache forked to its samples. A row that has ended hands its place to a sample that
-waits. Sampling is keyed by (seed, step, problem, sample, position): see `grpo.rollout.sampling`.
+Each prompt is run once, by each core that takes some of its samples, and its cache forked to them. A row that has ended
+hands its place to a sample that waits. Sampling is keyed by (seed, step, problem, sample, position): see
+`grpo.rollout.sampling`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class TorchEngine:
         device: torch.device,
         cache_tokens: int,
         own_weights: bool = False,
+        use_kernel: bool = False,
     ):
         """Refers to the model's weights where dtype and device allow it.
 
@@ -49,9 +51,14 @@ class TorchEngine:
             device: where to sample.
             cache_tokens: positions that the key-value cache holds at once, over all rows.
             own_weights: sample from a copy, which stays as it is until `sync` while the model is being changed.
+            use_kernel: decode by compiled code where it fits machine and model.
+
+        Raises:
+            KernelUnavailable: the code fits, but cannot be compiled.
         """
         self._copy = copy.deepcopy(model) if own_weights else None
-        self._decoder = Decoder(model if self._copy is None else self._copy, dtype=dtype, device=device)
+        weights = model if self._copy is None else self._copy
+        self._decoder = Decoder(weights, dtype=dtype, device=device, use_kernel=use_kernel)
         self._tokenizer = tokenizer
         self._builder = CompletionBuilder(tokenizer, model.config.vocab_size, end_ids)
         self._end_ids = tuple(end_ids)
@@ -107,7 +114,8 @@ class TorchEngine:
 
         def build(cancelled: Event) -> Batch:
             room = self._cache_tokens // len(parts)
-            return Batch(self._decoder, rules, sampling, self._end_ids, room, cancelled)
+            kernel = self._decoder.kernel if len(parts) > 1 or not share_cores else None
+            return Batch(self._decoder, rules, sampling, self._end_ids, room, cancelled, kernel)
 
         for ended in run_parts(parts, build, share_cores=share_cores) if parts else ():
             for place, completion in zip(ended.places, self._completions(ended, sampling.stop), strict=True):

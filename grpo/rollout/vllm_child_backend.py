@@ -115,6 +115,7 @@ class VllmChild:
 
     def wake(self) -> None:
         """See `grpo.rollout.vllm_types.Backend`."""
+        torch.cuda.empty_cache()  # what this process keeps for its next tensors the child cannot have
         self._simple("wake")
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ _POLL_S = 0.5
 _LOOK_S = 0.01
 _CLOSE_S = 5.0
 _LOG_LINES = 4
+_BROKEN_OFF = (EOFError, OSError, TypeError)  # the last where `kill` closes a connection that is just being read
 _IMPORT_ROOT = Path(__file__).resolve().parent.parent.parent
 # Of torchrun and Slurm: the child is no rank of the trainer's group. Where torchrun says that it keeps the store, one
 # that vLLM's group of one meets at would be started by nobody.
@@ -61,7 +62,7 @@ class Starter:
 
 
 class ChildProcess:
-    """One child. Not for several threads at once."""
+    """One child. Not for several threads at once, but for `kill`, which any thread may call."""
 
     def __init__(self, starter: Starter, module: str, log: Path, variables: Mapping[str, str], hang_s: float):
         """Starts it, and returns at once.
@@ -74,6 +75,7 @@ class ChildProcess:
             hang_s: seconds without progress after which it counts as hung.
         """
         self._hang_s, self._log = hang_s, log
+        self._killing = threading.Lock()
         self._progress: Any = None
         self._early: deque[tuple[Any, ...]] = deque()  # messages that came before somebody waited for them
         self._connection, theirs = Pipe()
@@ -179,9 +181,10 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Ends it at once; nothing of it remains."""
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
+        with self._killing:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
 
     def _poll(self) -> tuple[Any, ...] | None:
         """A message, or None if none came within `_POLL_S`."""
@@ -189,7 +192,7 @@ class ChildProcess:
             return self._early.popleft()
         try:
             return self._connection.recv() if self._connection.poll(_POLL_S) else None
-        except (EOFError, OSError):
+        except _BROKEN_OFF:
             raise self._lost() from None
 
     def _look(self) -> bool:
@@ -198,7 +201,7 @@ class ChildProcess:
             if not self._connection.poll(0):
                 return False
             message = self._connection.recv()
-        except (EOFError, OSError):
+        except _BROKEN_OFF:
             raise self._lost() from None
         if message[0] == "error":
             self._early.clear()  # of the command that has ended with it

@@ -1,8 +1,9 @@
 """Several batches at once on a CPU, one a core.
 
-On two cores and 0.83M parameters this is 1.5 times as fast as two threads an operation, at 53M 1.1 times; why is said
-in `grpo.parallel`. A small batch of a small model is up to twice as fast on one core as on two. Every worker reads all
-weights, which large models on many cores would pay for with memory bandwidth: those keep their threads together.
+With torch's operations, on two cores and 0.83M parameters, this is 1.5 times as fast as two threads an operation, at
+53M 1.1 times; why is said in `grpo.parallel`. The kernel (`grpo.rollout.kernel`) is for one core only. A small batch
+of a small model is up to twice as fast on one core as on two. Every worker reads all weights, which large models on
+many cores would pay for with memory bandwidth: those keep their threads, and torch's operations, together.
 """
 
 from __future__ import annotations
@@ -17,23 +18,32 @@ from grpo.parallel import one_core_each
 from grpo.rollout.batch import Batch, Ended, Request
 from grpo.rollout.decoder import Decoder
 
-_MIN_SAMPLES = 16  # of a worker: below, a step takes as long with fewer rows
+_MIN_SAMPLES = 16  # of a worker that has torch's operations: below, a step takes as long with fewer rows
 _MAX_WEIGHT_BYTES = 2 * 2**30  # that all workers read in a step
 _ONE_CORE_PRODUCTS = 2e7  # multiplications of a step; below, threads wait for one another longer than they compute
 
 
 def num_workers(decoder: Decoder, num_samples: int) -> int:
-    """How many batches to run at once."""
-    if decoder.device.type != "cpu":
+    """How many batches to run at once: one a core, or one on all."""
+    if not _can_split(decoder):
         return 1
-    affordable = _MAX_WEIGHT_BYTES // decoder.weight_bytes
-    return max(1, min(torch.get_num_threads(), num_samples // _MIN_SAMPLES, affordable))
+    min_samples = 1 if decoder.kernel is not None else _MIN_SAMPLES
+    return max(1, min(torch.get_num_threads(), num_samples // min_samples))
 
 
 def suits_one_core(decoder: Decoder, num_samples: int) -> bool:
-    """Whether a single batch is faster on one core than on all."""
+    """Whether a single batch is faster on one core than on all; the kernel knows one core only."""
+    if decoder.kernel is not None:
+        return _can_split(decoder)
     num_weights = decoder.weight_bytes / decoder.dtype.itemsize
     return decoder.device.type == "cpu" and num_samples * num_weights < _ONE_CORE_PRODUCTS
+
+
+def _can_split(decoder: Decoder) -> bool:
+    """Whether every core may read all weights; with the kernel, two always may."""
+    num_threads = torch.get_num_threads()
+    is_affordable = num_threads * decoder.weight_bytes <= _MAX_WEIGHT_BYTES
+    return decoder.device.type == "cpu" and (is_affordable or (decoder.kernel is not None and num_threads <= 2))
 
 
 def split(requests: Sequence[Request], num_parts: int) -> list[list[Request]]:

@@ -100,7 +100,7 @@ def _save_rest(folder: Path, state: TrainState, tokenizer: Any) -> None:
     values = {"step": state.step, "skipped_in_a_row": state.skipped_in_a_row}
     (folder / "state.json").write_text(json.dumps(values))
     if state.ahead is not None:
-        save_rollouts(folder / "ahead.jsonl", state.ahead.groups)
+        save_rollouts(folder / "ahead.jsonl", state.ahead)
 
 
 def _save_optimizer(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -132,7 +132,7 @@ def load_checkpoint(checkpoint: Path, model: Any, optimizer: torch.optim.Optimiz
         _load_optimizer(checkpoint / "optimizer.safetensors", model, optimizer)
     state = TrainState(**json.loads((checkpoint / "state.json").read_text()))
     ahead = checkpoint / "ahead.jsonl"
-    return replace(state, ahead=Drawn(state.step + 1, load_rollouts(ahead))) if ahead.exists() else state
+    return replace(state, ahead=load_rollouts(ahead, state.step + 1)) if ahead.exists() else state
 
 
 def _load_weights(checkpoint: Path, model: Any) -> None:

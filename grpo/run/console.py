@@ -77,6 +77,7 @@ def step_line(metrics: Mapping[str, Any], pace: Pace) -> str:
         f"reward {number(metrics, 'reward/mean', '.3f')}",
         f"format {number(metrics, 'reward/format', '.3f')}",
         f"answer {number(metrics, 'reward/answer', '.3f')}",
+        f"signal {number(metrics, 'signal/share', '.0%')}",
         f"length {number(metrics, 'completion/length_mean', '.0f')}",
         f"loss {number(metrics, 'policy/loss', '+.4f')}",
         f"grad {number(metrics, 'policy/grad_norm', '.3f')}",

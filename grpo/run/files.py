@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _GLANCE_S = 0.05  # far more than a report needs to see whether a folder is held, for which it must lock it for a moment
@@ -129,6 +129,12 @@ def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder that nothing came into, unless another process holds it."""
+    with suppress(OSError, ValueError), hold_folder(folder):
+        folder.rmdir()
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:

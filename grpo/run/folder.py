@@ -23,14 +23,8 @@ from grpo.config import LrSchedule, RunConfig, to_dict
 from grpo.run import provenance
 from grpo.run.checkpoints import checkpoints_in, step_of
 from grpo.run.files import remove_folder, sweep_leftovers, write_atomic
-from grpo.run.flat import flat
+from grpo.run.flat import differences
 from grpo.run.metrics import JsonlLog
-
-# What may differ between a run and its continuation: nothing that the weights or metrics depend on.
-_FREE = (
-    *("resume", "output_dir", "logging", "checkpoint", "hardware", "launch", "sweep"),
-    *("model.warm_start.cache_dir", "evaluation.base_cache_dir"),
-)
 
 
 def open_run_folder(cfg: RunConfig, folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -107,13 +101,8 @@ def _rewind(folder: Path, step: int, warn: Callable[[str], None]) -> None:
 
 def _check_same_run(cfg: RunConfig, folder: Path) -> None:
     saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    free = _FREE if cfg.train.lr_schedule is not LrSchedule.constant else (*_FREE, "train.n_grpo_steps")
-    before, now = (flat(values, free) for values in (saved, to_dict(cfg)))
-    different = [
-        f"{key}={before.get(key, '(absent)')} there, {now.get(key, '(absent)')} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    more_steps = ("train.n_grpo_steps",) if cfg.train.lr_schedule is LrSchedule.constant else ()
+    different = differences(saved, to_dict(cfg), more_steps)
     if different:
         raise ValueError(
             f"{folder} holds another run ({'; '.join(different)}); use its settings to go on, or another output_dir"

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from grpo.types import Completion, FinishReason, Grade, Outcome, Problem, RolloutGroup
+from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, Problem, RolloutGroup
 
 
-def save_rollouts(path: Path, groups: Sequence[RolloutGroup]) -> None:
-    """Writes them."""
+def save_rollouts(path: Path, drawn: Drawn) -> None:
+    """Writes their groups."""
     with path.open("w", encoding="utf-8") as file:
-        for group in groups:
-            file.write(json.dumps(asdict(group), default=_value) + "\n")
+        for discarded, groups in ((False, drawn.groups), (True, drawn.discarded)):
+            for group in groups:
+                file.write(json.dumps({**asdict(group), "discarded": discarded}, default=_value) + "\n")
 
 
-def load_rollouts(path: Path) -> list[RolloutGroup]:
-    """Reads what `save_rollouts` wrote, bit by bit."""
-    return [_group(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+def load_rollouts(path: Path, step: int) -> Drawn:
+    """Reads what `save_rollouts` wrote of a step, bit by bit."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept, discarded = ([_group(row) for row in rows if row["discarded"] is which] for which in (False, True))
+    return Drawn(step, kept, discarded)
 
 
 def _value(item: object) -> Any:

@@ -119,7 +119,7 @@ class Recorder:
 
 
 def _peak_gib() -> float:
-    """Peak memory so far: of the GPU if there is one, else of this process."""
+    """Peak memory so far, of the GPU if there is one, else of this process; Metal tells what is allocated now only."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if torch.backends.mps.is_available():

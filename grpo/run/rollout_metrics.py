@@ -15,21 +15,19 @@ from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, RolloutG
 _NUM_WITH_TOKENS = 4
 
 
-def rollout_metrics(
-    cfg: RunConfig, groups: Sequence[RolloutGroup], advantages: Tensor, signal: Tensor, step: int
-) -> dict[str, float]:
-    """The rollouts' part of a step's line.
+def rollout_metrics(cfg: RunConfig, drawn: Drawn, advantages: Tensor, signal: Tensor) -> dict[str, float]:
+    """The rollouts' part of a step's line: of all that were sampled, whether or not they are trained on.
 
     Args:
         cfg: the run config.
-        groups: P groups.
-        advantages: [P, G].
-        signal: [P] bool, groups whose rewards differ.
-        step: that trains on them; version step - 1 of the weights is the newest.
+        drawn: of a step; version step - 1 of the weights is the newest.
+        advantages: [P, G] of the groups to train on.
+        signal: [P] bool, groups whose rewards differ. Of those that were discarded none has a signal.
 
     Raises:
         RunError: more grader errors than `reward.max_error_share`.
     """
+    groups = [*drawn.groups, *drawn.discarded]
     grades = [grade for group in groups for grade in group.grades]
     completions = [completion for group in groups for completion in group.completions]
     rewards = torch.tensor([grade.reward for grade in grades])
@@ -48,13 +46,13 @@ def rollout_metrics(
         "reward/answer": _mean([grade.answer_reward for grade in grades]),
         "grade/format_failures": sum(grade.outcome is Outcome.format_failure for grade in grades),
         "grade/errors": num_errors,
-        "signal/share": float(signal.float().mean()),
-        "signal/groups_without": int((~signal).sum()),
+        "signal/share": int(signal.sum()) / len(groups),
+        "signal/groups_without": len(groups) - int(signal.sum()),
         "advantage/mean": float(advantages.mean()),
         "advantage/std": float(advantages.std()),
         "completion/length_mean": _mean([len(c.token_ids) for c in completions]),
         "completion/length_max": max(len(c.token_ids) for c in completions),
-        "rollout/staleness_mean": _mean([step - 1 - c.version for c in completions]),
+        "rollout/staleness_mean": _mean([drawn.step - 1 - c.version for c in completions]),
         "completion/truncated_share": _mean([c.finish_reason is FinishReason.length for c in completions]),
     }
 
@@ -72,7 +70,8 @@ def time_metrics(drawn: Drawn, batch: TrainBatch, timings: Mapping[str, float]) 
         timings: `time/<phase>_s` of the step, and memory.
     """
     hidden = {f"overlap/{name}_s": seconds for name, seconds in drawn.seconds.items()}
-    num_sampled = sum(batch.response_length(row) for row in range(len(batch)))
+    groups = [*drawn.groups, *drawn.discarded]
+    num_sampled = sum(len(completion.token_ids) for group in groups for completion in group.completions)
     return {
         **timings,
         **hidden,

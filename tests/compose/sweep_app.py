@@ -107,9 +107,11 @@ def all_reduce(folder: Path, *, fail: bool) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    if fail and dist.get_rank() == 1:
-        print("rank 1 has its reasons", file=sys.stderr, flush=True)
-        os._exit(5)
+    if fail:
+        if dist.get_rank() == 1:
+            print("rank 1 has its reasons", file=sys.stderr, flush=True)
+            os._exit(5)
+        time.sleep(150)  # until Slurm ends it: a collective would fail by itself at the same time
     total = torch.tensor([dist.get_rank() + 1.0])
     dist.all_reduce(total)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURMD_NODENAME")

@@ -110,6 +110,8 @@ REFUSED = {
     ("problems=[]",): "problems=[] names no problems; use problems=math",
     ("problems=5",): "problems=5 names no problems",
     ("+unknown=1",): "+unknown: no such setting; `python -m grpo.evaluate --cfg job` prints them all",
+    ("++data.x=1",): "+data.x: no such setting; `python -m grpo.evaluate --cfg job` prints them all",
+    ("temperature=inf",): "temperature=inf is not finite; use a number",
     ("seed=-1",): "seed=-1 is outside [0, 2**32)",
     ("reward=boxed",): "reward=boxed never finds an answer after data.prompt=r1_zero",
 }

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -113,11 +114,13 @@ def test_a_sweep_option_is_a_sweep_and_succeeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_ends_the_sweep(tmp_path: Path, signum: signal.Signals) -> None:
-    process = start(f"output_dir={tmp_path}", "logging.wandb_project=wait,ok")
+    process = start(f"output_dir={tmp_path}", "logging.wandb_project=slow,ok")
     wait_for(tmp_path / "0" / "ready", process)
     os.killpg(process.pid, signum)
     time.sleep(0.3)
     os.killpg(process.pid, signum)  # an impatient user
+    time.sleep(0.3)  # in which the point would get it too
+    (tmp_path / "open").touch()
     output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 128 + signum
@@ -126,7 +129,7 @@ def test_a_signal_is_passed_on_once_and_ends_the_sweep(tmp_path: Path, signum: s
     assert "Traceback" not in output
     assert "2 points: 1 stopped, 1 skipped" in output.splitlines()
     if signum == signal.SIGINT:
-        status, output = sweep(f"output_dir={tmp_path}", "logging.wandb_project=wait,ok")
+        status, output = sweep(f"output_dir={tmp_path}", "logging.wandb_project=slow,ok")
         assert (status, output.splitlines()[-1]) == (0, "2 points: 2 ok")
         assert (tmp_path / "0" / "went_on").exists()
 
@@ -158,7 +161,8 @@ def test_two_points_never_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_sweep_or_of_a_run_is_refused(tmp_path: Path) -> None:
-    assert sweep(f"output_dir={tmp_path}", "seed=1")[0] == 0
+    status, output = sweep(f"output_dir={tmp_path}", "seed=1")
+    assert (status, f"sweep: 1 point into {tmp_path}, one process each\n" in output) == (0, True)
     before = contents(tmp_path)
     status, output = sweep(f"output_dir={tmp_path}", "seed=2", "train.group_size=4,8")
     assert status == 1
@@ -258,11 +262,17 @@ def test_a_parent_that_is_killed_leaves_no_point_behind(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     orphan = seen(tmp_path / "0")["pid"]
-    # At once, while the point of the first start still saves.
+    late = threading.Timer(20, (tmp_path / "open").touch)  # its guard waits for 30 s, in which it has to save
+    late.daemon = True
+    late.start()
+    # At once, while the point of the first start still saves; a slow machine may need longer.
     again = start(f"output_dir={tmp_path}", "logging.wandb_project=slow,ok")
     assert again.stdout is not None
+    assert any(line.startswith("sweep: ") for line in again.stdout)
+    late.cancel()
+    is_in_time = not (tmp_path / "open").exists()
     waiting = "point 0 of an earlier start still runs; waiting for it to save and end\n"
-    assert any(line == waiting for line in again.stdout)
+    assert not is_in_time or any(line == waiting for line in again.stdout)
     (tmp_path / "open").touch()
     output, _ = again.communicate(timeout=120)
     assert json.loads((tmp_path / "0" / "saved.json").read_text()) == [signal.SIGTERM]

@@ -30,6 +30,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from grpo.rollout.kernel import suits_machine
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Engine, SampleKey, TrainBatch
 
@@ -59,10 +60,17 @@ def torch_engine(
     cache_tokens: int = 4096,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    use_kernel: bool = False,
 ) -> TorchEngine:
     """On the model's device, or with a copy of its weights on another."""
     device = model.device if device is None else device
-    return TorchEngine(model, tokenizer, end_ids=end_ids, dtype=dtype, device=device, cache_tokens=cache_tokens)
+    sizes = {"cache_tokens": cache_tokens, "use_kernel": use_kernel}
+    return TorchEngine(model, tokenizer, end_ids=end_ids, dtype=dtype, device=device, **sizes)
+
+
+def kernel_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_tokens: int = 4096) -> TorchEngine:
+    """With compiled code, as runs have it."""
+    return torch_engine(model, tokenizer, end_ids, cache_tokens, use_kernel=True)
 
 
 def gpu_device() -> torch.device | None:
@@ -143,6 +151,8 @@ def vllm_child_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_
 
 
 ENGINES = [pytest.param(EngineKind(torch_engine, tolerance=1e-5), id="torch")]
+if suits_machine():
+    ENGINES.append(pytest.param(EngineKind(kernel_engine, tolerance=1e-5), id="torch_kernel"))
 if gpu_device() is not None:
     ENGINES.append(pytest.param(EngineKind(gpu_engine, tolerance=1e-4), id="torch_gpu", marks=pytest.mark.gpu))
 if importlib.util.find_spec("vllm") is not None or os.environ.get("REQUIRE_VLLM") == "1":

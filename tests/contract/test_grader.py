@@ -199,7 +199,10 @@ def wait_for(condition: Callable[[], object], within_s: float = 30.0) -> None:
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def kill_for_good(pid: int) -> None:
@@ -227,7 +230,7 @@ def test_hostile_answers_are_wrong_or_errors_within_the_deadline(tmp_path: Path)
     assert {grade.reason for grade in errors} <= {"deadline"}
     assert len({grade.extracted for grade in errors}) <= 3  # nearly all are decided: a flood of errors stops a run
     # Two workers share the cases that reach the deadline; each leaves a worker to start again, and the rest is quick.
-    assert took_s < 10 * (deadline_s + 4)
+    assert took_s < 30 * (deadline_s + 4)
     assert not canary.exists()
     (after,) = grader.grade(["</think> <answer>1+x</answer>"], ["x+1"], keys[:1])
     assert after.reward == 1.0
@@ -241,12 +244,12 @@ def test_hostile_answers_are_wrong_or_errors_within_the_deadline(tmp_path: Path)
 def test_a_case_that_uses_up_its_processor_time_costs_its_worker(
     pool_of: Callable[..., WorkerPool], answer: str
 ) -> None:
-    pool = pool_of(deadline_s=0.5)
+    pool = pool_of(deadline_s=1.0)
     assert pool.judge([EASY]) == [RIGHT]
     pids = pool.pids
     start = time.monotonic()
     assert pool.judge([(answer, "1")]) == [DEADLINE]
-    assert 0.5 <= time.monotonic() - start < 5.0  # before it is out of time on the clock
+    assert 1.0 <= time.monotonic() - start < 10.0  # before it is out of time on the clock
     assert not is_running(pids[0])
     assert pool.judge([EASY]) == [RIGHT]
     assert pool.pids != pids
@@ -254,6 +257,7 @@ def test_a_case_that_uses_up_its_processor_time_costs_its_worker(
 
 def test_a_case_that_waits_for_ever_is_out_of_time_on_the_clock(pool_of: Callable[..., WorkerPool]) -> None:
     pool = pool_of(deadline_s=0.2)
+    pool.judge([EASY])
     start = time.monotonic()
     assert pool.judge([("asleep", "1")]) == [DEADLINE]
     assert 2.0 <= time.monotonic() - start < 10.0
@@ -261,7 +265,7 @@ def test_a_case_that_waits_for_ever_is_out_of_time_on_the_clock(pool_of: Callabl
 
 @pytest.mark.parametrize("length", [3, 4_000_000], ids=["read", "more than the socket holds"])
 def test_a_stopped_worker_is_a_lost_one(pool_of: Callable[..., WorkerPool], length: int) -> None:
-    pool = pool_of(deadline_s=0.2)
+    pool = pool_of(deadline_s=0.5)
     pool.judge([EASY])
     (stopped,) = pool.pids
     os.kill(stopped, signal.SIGSTOP)
@@ -534,7 +538,7 @@ def test_one_case_needs_one_process(pool_of: Callable[..., WorkerPool]) -> None:
     assert pool.pids == []
     for _ in range(5):
         pool.judge([EASY])
-        time.sleep(0.1)  # until its thread waits for more
+        wait_for(lambda: pool._crew is not None and pool._crew._num_idle == 1)  # its thread waits for more
     assert len(pool.pids) == 1
 
 

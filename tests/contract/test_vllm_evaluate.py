@@ -24,7 +24,7 @@ ASKED = ("max_tokens=12", "num_samples=6", "temperature=0")
 def evaluated_on_vllm(overrides: Sequence[str]) -> str:
     """What `python -m grpo.evaluate` prints, in a process of its own, which vLLM then has to itself."""
     command = [sys.executable, "-m", "grpo.evaluate", *overrides, "backend=vllm"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -19,7 +19,7 @@ from tests.unit.rollout.test_vllm_child import wait_until_gone
 VLLM = (
     *("hardware.engine=vllm", "hardware.engine_cache_tokens=1", "model.build.max_position_embeddings=512"),
     *("model.build.hidden_size=64", "model.build.num_attention_heads=2", "model.build.num_key_value_heads=1"),
-    *("train.n_grpo_steps=4", "evaluation.eval_steps=0", "checkpoint.save_steps=0", "hardware.rank_timeout_s=200"),
+    *("train.n_grpo_steps=4", "evaluation.eval_steps=0", "checkpoint.save_steps=0", "hardware.rank_timeout_s=1000"),
 )
 
 
@@ -50,11 +50,11 @@ def test_every_rank_has_a_vllm_with_the_weights_of_all(tmp_path: Path) -> None:
         pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it")
     run, cache = tmp_path / "run", f"model.warm_start.cache_dir={tmp_path / 'models'}"
     ranks = TwoRanks([*TINY, *SHARDED, *VLLM, cache, f"output_dir={run}"], tmp_path, free_port())
-    assert processes.wait_until(lambda: bool(rows_of(run)), ranks.processes[0], 300), ranks.said(0) + ranks.said(1)
+    assert processes.wait_until(lambda: bool(rows_of(run)), ranks.processes[0], 1200), ranks.said(0) + ranks.said(1)
     (first,), (second,) = children(ranks)
     os.kill(second, signal.SIGKILL)
-    assert processes.wait_until(lambda: "is restarted once" in ranks.said(1), ranks.processes[1], 120)
-    assert ranks.join(300) == [0, 0], ranks.said(0) + ranks.said(1)
+    assert processes.wait_until(lambda: "is restarted once" in ranks.said(1), ranks.processes[1], 600)
+    assert ranks.join(1200) == [0, 0], ranks.said(0) + ranks.said(1)
     lost = "grpo: rank 1: vLLM's process was lost: it died, with signal 9; it is restarted once"
     assert ranks.said(1).startswith(lost), ranks.said(1)
     assert "lost" not in ranks.said(0)

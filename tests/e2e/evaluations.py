@@ -1,4 +1,4 @@
-"""Evaluations in processes of their own, forked from the server that tests/e2e/processes.py has."""
+"""Evaluations in processes of their own, forked from the server of all tests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from tests.e2e import processes
+from tests.fork_server import SERVER
 
 
 def start(overrides: Sequence[str], log: Path) -> ForkServerProcess:
     """`python -m grpo.evaluate` with these overrides; what it prints is appended to `log`."""
-    process = processes._SERVER.Process(target=_main, args=(list(overrides), str(log)))
+    process = SERVER.Process(target=_main, args=(list(overrides), str(log)))
     process.start()
     return process
 

@@ -1,8 +1,7 @@
-"""Runs in processes of their own that start at once: forked from a server that has imported everything already."""
+"""Runs in processes of their own that start at once, for they are forked."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import time
@@ -11,22 +10,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import MappingProxyType
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        *("grpo.train", "grpo.loop", "grpo.rollout.torch_engine", "grpo.run.folder", "grpo.run.summary"),
-        *("transformers.models.qwen2.modeling_qwen2", "transformers.core_model_loading", "safetensors.torch"),
-        *("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.tensor"),
-        *("matplotlib.figure", "matplotlib.backends.backend_agg", "tokenizers", "PIL.PngImagePlugin"),
-    ]
-)
+from tests.fork_server import SERVER
 
 
 def start(
     overrides: Sequence[str], log: Path, environment: Mapping[str, str] = MappingProxyType({})
 ) -> ForkServerProcess:
     """`python -m grpo.train` with these overrides and variables; what it prints is appended to `log`."""
-    process = _SERVER.Process(target=_main, args=(list(overrides), str(log), dict(environment)))
+    process = SERVER.Process(target=_main, args=(list(overrides), str(log), dict(environment)))
     process.start()
     return process
 
@@ -40,13 +31,13 @@ def run(overrides: Sequence[str], log: Path, timeout_s: float = 120) -> int:
 
 
 def wait_until(condition: Callable[[], bool], process: ForkServerProcess, timeout_s: float = 60) -> bool:
-    """Whether the condition came true while the process lived."""
+    """Whether the condition came true before the process ended."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():
             return True
         if process.exitcode is not None:
-            return False
+            return condition()
         time.sleep(0.0005)
     raise TimeoutError(f"waited {timeout_s} s for process {process.pid}")
 

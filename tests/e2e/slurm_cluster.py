@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.ranks import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
@@ -104,8 +106,12 @@ class Cluster:
     def restart_now(self, job_id: str) -> None:
         """Starts a requeued job at once, which Slurm would hold for two minutes."""
         self.wait_for_state(job_id, "PENDING")
-        time.sleep(2.5)  # sooner, and it fails about every second time
-        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+
+        def is_started() -> bool:
+            self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)  # too soon, and it fails
+            return self.state(job_id) in ("RUNNING", *_TERMINAL)
+
+        self.wait(is_started, f"job {job_id} to start again", 120)
 
     def logs(self) -> str:
         """The end of what the daemons logged."""
@@ -132,7 +138,7 @@ def running_cluster() -> Iterator[Cluster]:
             program.wait()
         cluster.run("scancel", "--user", getpass.getuser(), check=False)
         # Daemons that end first would leave what a failing test left running.
-        cluster.wait(lambda: not cluster.run("squeue", "-h").strip(), "an empty queue", 30)
+        cluster.wait(lambda: not cluster.run("squeue", "-h").strip(), "an empty queue", 150)
     finally:
         for process in reversed(cluster._processes):
             process.send_signal(signal.SIGTERM)
@@ -167,7 +173,7 @@ def _start(cluster: Cluster) -> None:
         *("munged", "-F", "--force", f"--key-file={munge / 'key'}", f"--socket={socket_path}"),
         *(f"--pid-file={munge / 'pid'}", f"--log-file={munge / 'log'}", f"--seed-file={munge / 'seed'}"),
     )
-    cluster.wait(socket_path.exists, "munged", 20)
+    cluster.wait(socket_path.exists, "munged", 100)
     _spawn(cluster, "slurmctld", "-D", "-i", "-f", str(cluster.folder / "slurm.conf"))
     for node in ("n1", "n2"):
         _spawn(cluster, "slurmd", "-D", "-N", node, "-f", str(cluster.folder / "slurm.conf"))
@@ -176,7 +182,7 @@ def _start(cluster: Cluster) -> None:
         assert all(process.poll() is None for process in cluster._processes), cluster.logs()
         return cluster.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D", check=False).strip() == "2"
 
-    cluster.wait(nodes_are_idle, "two idle nodes", 40)
+    cluster.wait(nodes_are_idle, "two idle nodes", 200)
 
 
 def _spawn(cluster: Cluster, *command: str) -> None:
@@ -195,10 +201,7 @@ def _spawn(cluster: Cluster, *command: str) -> None:
 
 
 def _free_ports(number: int) -> list[int]:
-    listeners = [socket.socket() for _ in range(number)]
-    for listener in listeners:
-        listener.bind(("127.0.0.1", 0))
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+    ports = set[int]()
+    while len(ports) < number:
+        ports.add(free_port())
+    return list(ports)

@@ -86,6 +86,13 @@ def command(hub: Hub, tmp_path: Path, *arguments: str, **env: str) -> subprocess
     )  # fmt: skip
 
 
+def largest_unfinished(folder: Path) -> int:
+    """Bytes of the largest file under way; one may be renamed between being listed and being looked at."""
+    with contextlib.suppress(FileNotFoundError):
+        return max((path.stat().st_size for path in folder.rglob("*.incomplete")), default=0)
+    return 0
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -218,7 +225,7 @@ def test_killed_half_way_it_goes_on_there(hub: Hub, tmp_path: Path, to_cache: bo
     hub.stop_at["model.safetensors"] = 2_000_000
     arguments = ["model"] if to_cache else ["model", "--output-dir", str(tmp_path / "model")]
     process = command(hub, tmp_path, *arguments)
-    wait_for(lambda: any(path.stat().st_size >= 1_000_000 for path in tmp_path.rglob("*.incomplete")))
+    wait_for(lambda: largest_unfinished(tmp_path) >= 1_000_000)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (partial,) = [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size]
@@ -484,27 +491,20 @@ def test_the_token_goes_to_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
     assert TOKEN not in str(error.value)
 
 
-def bytes_under_way(folder: Path) -> bool:
-    """Return whether an unfinished file has bytes; one may be renamed between being listed and being looked at."""
-    with contextlib.suppress(FileNotFoundError):
-        return any(path.stat().st_size for path in folder.rglob("*.incomplete"))
-    return False
-
-
 def test_two_at_once_do_not_meet(hub: Hub, tmp_path: Path) -> None:
-    hub.stop_at["model.safetensors"] = 1_000_000
+    hub.stop_at["model.safetensors"] = 2_000_000
     for arguments, words in (
         (["model", "--output-dir", str(tmp_path / "model")], "in use by another run"),
         (["model"], "another process is loading"),
     ):
         process = command(hub, tmp_path, *arguments, HF_HUB_CACHE=str(tmp_path / "cache"))
-        wait_for(lambda: bytes_under_way(tmp_path))
+        wait_for(lambda: largest_unfinished(tmp_path) >= 1_000_000)  # the weights: the others are small
         hub.stop_at.clear()
         assert words in sentence(arguments)
         hub.go_on.set()
         process.communicate(timeout=60)
         assert process.returncode == 0
         hub.go_on.clear()
-        hub.stop_at["model.safetensors"] = 1_000_000
+        hub.stop_at["model.safetensors"] = 2_000_000
     weights = [path for path in tmp_path.rglob("model.safetensors") if path.is_file()]
     assert [path.read_bytes() == WEIGHTS for path in weights] == [True, True]

@@ -12,7 +12,7 @@ import torch
 
 from grpo.config import compose_run_config
 from grpo.run.metrics import is_timing, read_jsonl
-from grpo.train import run_config
+from grpo.train import run_training
 
 GOLDEN = Path(__file__).with_name("golden_trajectory.json")
 OVERRIDES = [
@@ -34,7 +34,7 @@ OVERRIDES = [
 
 def run(folder: Path):
     cfg = compose_run_config([*OVERRIDES, f"model.warm_start.cache_dir={folder}/models"])
-    assert run_config(cfg, folder / "run") == 0
+    assert run_training(cfg, folder / "run") == 0
     rows = read_jsonl(folder / "run" / "metrics.jsonl")
     return [{key: value for key, value in row.items() if not is_timing(key)} for row in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import shlex
@@ -67,9 +68,11 @@ def whole_files(folder: Path) -> set[str]:
             case ".json":
                 json.loads(path.read_text())
             case ".jsonl":
-                text = path.read_text()
-                assert text == "" or text.endswith("\n"), name
-                assert all(isinstance(json.loads(line), dict) for line in text.splitlines()), name
+                data = path.read_bytes()
+                *lines, rest = data.split(b"\n")
+                # A kill may end an append early, where a page of memory ends; who reads the file leaves that line out.
+                assert rest == b"" or (path.parent == folder and len(data) % mmap.PAGESIZE == 0), name
+                assert all(isinstance(json.loads(line), dict) for line in lines), name
             case ".safetensors":
                 assert load_file(path), name
             case ".png":
@@ -204,15 +207,26 @@ def test_killed_during_saves_equals_never_killed(
             int(path.name.split("-")[1].removeprefix("step_")) < oldest for path in checkpoints.glob(".tmp-step_*")
         )
 
+    def assert_finished() -> None:
+        assert process.exitcode == 0, log.read_text()
+        assert leftovers(folder) == []
+        assert_same(record(folder), undisturbed("checkpoint.save_steps=1", "checkpoint.keep_last=1"))
+
     instants = [*(partial(is_writing, num_files) for num_files in (0, 1, 3, 6)), is_dropping]
     for instant in instants:
-        process = processes.start(overrides, log)
-        assert kill_at(instant, process), log.read_text()
+        for _ in range(10):
+            process = processes.start(overrides, log)
+            if kill_at(instant, process):
+                break
+            assert_finished()  # too short an instant to be seen this time
+            shutil.rmtree(folder)
+        else:
+            pytest.fail("never caught in the act")
         assert any(path.name.startswith(".tmp-step_") for path in leftovers(folder))
         whole_files(folder)
-    assert processes.run(overrides, log) == 0, log.read_text()
-    assert leftovers(folder) == []
-    assert_same(record(folder), undisturbed("checkpoint.save_steps=1", "checkpoint.keep_last=1"))
+    process = processes.start(overrides, log)
+    process.join(120)
+    assert_finished()
 
 
 def kill_at(instant: Callable[[], bool], process: Any) -> bool:
@@ -245,7 +259,7 @@ def test_a_signal_ends_the_run_after_its_step_and_the_command_it_prints_goes_on(
     assert_same: AssertSame,
 ) -> None:
     folder, log = tmp_path / "a run, of mine", tmp_path / "log"  # a name that shell and Hydra must not take apart
-    overrides = [*tiny(None), f"output_dir='{folder}'"]
+    overrides = [*tiny(None, *LONGER), f"output_dir='{folder}'"]
     process = processes.start(overrides, log)
     assert processes.wait_until(lambda: has_lines(folder / "metrics.jsonl", 2), process), log.read_text()
     os.kill(process.pid or 0, number)
@@ -256,12 +270,12 @@ def test_a_signal_ends_the_run_after_its_step_and_the_command_it_prints_goes_on(
     done = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert f"{number.name}: this step is finished and saved, then the run ends; again to end it at once" in text
     assert f"stopped by {number.name} after step {done}; to go on: python -m grpo.train experiment=" in text
-    assert json.loads((folder / "checkpoints" / f"step_{done:06d}" / "state.json").read_text())["step"] == done < 6
+    assert json.loads((folder / "checkpoints" / f"step_{done:06d}" / "state.json").read_text())["step"] == done < 12
     command = shlex.split(text.partition("to go on: ")[2].splitlines()[0])
     assert command[:3] == ["python", "-m", "grpo.train"]
     assert processes.run(command[3:], log) == 0, log.read_text()
-    assert f"step {done} of 6" in log.read_text()
-    assert_same(record(folder), undisturbed())
+    assert f"step {done} of 12" in log.read_text()
+    assert_same(record(folder), undisturbed(*LONGER))
 
 
 def has_lines(path: Path, number: int) -> bool:
@@ -298,6 +312,8 @@ def test_ctrl_c_before_the_run_has_anything_to_save_ends_it_at_once(
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
+        if process.returncode == -signal.SIGINT and "grpo/train.py" not in err:
+            pytest.skip("slow machine: Python itself was not up yet")
         assert (process.returncode, err) == (130, "grpo: interrupted\n")
     finally:
         process.kill()

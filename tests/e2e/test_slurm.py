@@ -100,7 +100,7 @@ def test_four_points_two_good_one_failing_one_signalled_and_requeued(
     with ThreadPoolExecutor(1) as pool:
         undisturbed = pool.submit(processes.run, alone, tmp_path / "log", timeout_s=300)
         metrics = sweep.folder / "3" / "metrics.jsonl"
-        cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, "steps of point 3", 120)
+        cluster.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, "steps of point 3", 300)
         cluster.run("scancel", "--signal=USR1", sweep.job(3))
         cluster.restart_now(sweep.job(3))
         status, output = sweep.end()
@@ -201,7 +201,7 @@ def test_a_cancelled_array_keeps_what_is_finished_and_the_next_start_takes_the_r
     assert status == 0, output
     assert f"job {array} stays in the queue: the command below collects it, `scancel {array}` ends it\n" in output
     assert "3 points: 3 in the queue" in output
-    cluster.wait((folder / "1" / "ready").exists, "point 1")
+    cluster.wait((folder / "1" / "ready").exists, "point 1", 300)
     cluster.wait_for_state(first.job(0), "COMPLETED")
     cluster.run("scancel", array)
     cluster.wait_for_state(first.job(1), "CANCELLED")

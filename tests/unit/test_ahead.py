@@ -15,19 +15,19 @@ from grpo.config import compose_run_config
 from grpo.distributed import ONE_RANK
 from grpo.loop import Run, build_batch, draw_ahead, update_policy
 from grpo.run.rollout_metrics import completion_rows
-from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, Problem, RolloutGroup
+from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, Problem
 
 
 def test_what_is_begun_runs_beside_the_main_thread_and_is_handed_out_once() -> None:
     go_on, names = threading.Event(), list[str]()
 
-    def draw(step: int, clock: PhaseClock) -> list[RolloutGroup]:
+    def draw(step: int, clock: PhaseClock) -> Drawn:
         with clock.phase("rollout"):
             names.append(threading.current_thread().name)
             assert go_on.wait(10)
         with clock.phase("grade"), clock.phase("rollout"):
             pass
-        return []
+        return Drawn(step, [])
 
     ahead = Ahead(draw)
     assert ahead.take(1) is None
@@ -45,17 +45,17 @@ def test_what_is_begun_runs_beside_the_main_thread_and_is_handed_out_once() -> N
 
 
 def test_rollouts_of_another_step_are_not_taken() -> None:
-    ahead = Ahead(lambda step, clock: [], Drawn(7, []))
+    ahead = Ahead(lambda step, clock: Drawn(step, []), Drawn(7, []))
     assert ahead.take(8) is None
 
 
 def test_what_a_checkpoint_kept_is_taken() -> None:
     kept = Drawn(7, [])
-    assert Ahead(lambda step, clock: [], kept).take(7) is kept
+    assert Ahead(lambda step, clock: Drawn(step, []), kept).take(7) is kept
 
 
 def test_a_failure_reaches_the_main_thread() -> None:
-    def draw(step: int, clock: PhaseClock) -> list[RolloutGroup]:
+    def draw(step: int, clock: PhaseClock) -> Drawn:
         raise ValueError(f"step {step} cannot be drawn")
 
     ahead = Ahead(draw)
@@ -113,7 +113,7 @@ def test_rollouts_are_drawn_during_the_update_and_are_one_version_behind() -> No
     drawn = ahead.take(3)
     assert drawn is not None
     assert {"rollout", "grade"} <= drawn.seconds.keys()
-    batch, metrics = build_batch(cfg, drawn.groups, 3)
+    batch, metrics = build_batch(cfg, drawn)
     assert (batch.staleness, metrics["rollout/staleness_mean"]) == (1, 1.0)
     rows = completion_rows(3, drawn.groups, batch)
     assert [entry["staleness"] for row in rows for entry in row["completions"]] == [1] * 4

@@ -124,7 +124,7 @@ def test_a_batch_has_groups_that_share_their_prompt() -> None:
 
 
 def test_engine_and_generate_sample_the_same_number_of_tokens() -> None:
-    job = RolloutJob("ours", "cpu", asdict(TINY), [4, 8], 4, 6, 6, 2)
+    job = RolloutJob("ours", "cpu", asdict(TINY), [16, 8], 4, 12, 6, 2)
     for way, has_mismatch in (("ours", True), ("generate", False)):
         rollouts = gpu_rollout.measure(replace(job, way=way))
         assert len(rollouts) == 2

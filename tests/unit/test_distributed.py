@@ -141,7 +141,7 @@ def test_the_first_rank_speaks_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(RunError, match=r"^rank 1: wrong$"), one_voice():
         raise ValueError("wrong")
-    assert waited == [3.0]
+    assert waited == [10.0]
 
 
 def test_what_cannot_be_sharded_is_refused() -> None:

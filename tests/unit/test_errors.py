@@ -24,6 +24,14 @@ SENTENCES = {
         "train.learnin_rate is no setting (did you mean train.learning_rate or train.train_batch_size or "
         "train.warmup_steps?); `python -m grpo.train --cfg job` prints them all",
     ),
+    "keys in braces": (
+        caused(
+            ConfigCompositionException("Could not override 'train'.\nTo append use +"),
+            AttributeError("Key 'group_siz' not in 'TrainConfig'\n    full_key: train.group_siz\n"),
+        ),
+        "train.group_siz is no setting (did you mean train.group_size or train.warmup_steps or "
+        "train.rollout_batch_size?); `python -m grpo.train --cfg job` prints them all",
+    ),
     "type": (
         caused(
             ConfigCompositionException("Error merging override train.group_size=abc"),

@@ -1,14 +1,20 @@
-"""The warm start: learns, is cached by what it depends on, and writes a folder that others can load."""
+"""The warm start: supervised training, cached by what it depends on, and written as a folder that others can load."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
+from grpo import warm_start
 from grpo.config import compose_run_config
-from grpo.policy.load import load_tokenizer
+from grpo.data.prompts import load_template
+from grpo.policy.load import build_model, load_tokenizer
+from grpo.policy.small_tokenizer import build_small_tokenizer
 from grpo.warm_start import built_model_folder
 
 SMALL = ["experiment=quickstart", "model.build.hidden_size=32", "model.build.num_hidden_layers=1"]
@@ -24,6 +30,33 @@ def weights(folder: Path):
 
 def losses(said: list[str]) -> list[float]:
     return [float(line.split("loss ")[1].split(",")[0]) for line in said if "loss " in line]
+
+
+def test_a_step_is_one_of_cross_entropy_over_the_responses(tmp_path):
+    cfg = config(tmp_path, "model.warm_start.steps=20", "model.warm_start.batch_size=6")
+    template = load_template(cfg.data.prompt, cfg.data.stop)
+    tokenizer = build_small_tokenizer(template.text.split("{question}"))
+    model = build_model(cfg.model.build, tokenizer, seed=3, dtype=torch.float32)
+    other = copy.deepcopy(model)
+    batch = next(warm_start._batches(tokenizer, template, cfg))
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in batch.token_ids)
+    metrics = warm_start._policy(model, cfg, print).update(batch, 1)
+
+    logits = other(pad_sequence(list(batch.token_ids), batch_first=True)).logits
+    rows = [
+        (logits[row, p - 1 : len(ids) - 1], ids[p:])
+        for row, (ids, p) in enumerate(zip(batch.token_ids, batch.prompt_lengths, strict=True))
+    ]
+    loss = cross_entropy(torch.cat([row for row, _ in rows]), torch.cat([ids for _, ids in rows]))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    half = cfg.model.warm_start.learning_rate / 2  # the first of two steps of warm-up
+    torch.optim.AdamW(other.parameters(), lr=half, betas=(0.9, 0.95), weight_decay=0).step()
+    assert metrics["policy/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["policy/learning_rate"] == half
+    for (name, mine), hand in zip(model.named_parameters(), other.parameters(), strict=True):
+        near = (mine - hand).abs() < 1e-6  # AdamW's first step is the gradient's sign: where that is noise, so is it
+        assert near.float().mean() > 0.98, name
 
 
 def test_it_learns_and_is_made_once(tmp_path):

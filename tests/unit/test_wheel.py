@@ -34,6 +34,9 @@ def test_wheel_and_sdist_hold_what_a_run_needs(tmp_path: Path) -> None:
     for folder in ("data/prompts", "run/report/templates"):
         for path in (ROOT / "grpo" / folder).iterdir():
             assert path.relative_to(ROOT).as_posix() in held
+    code = [*(ROOT / "grpo").rglob("*.c"), *(ROOT / "grpo").rglob("*.h")]
+    assert len(code) == 3
+    assert {path.relative_to(ROOT).as_posix() for path in code} <= held
     assert "grpo/conf/__init__.py" in held
     assert "hydra_plugins/grpo_launchers/subprocess_launcher.py" in held
     assert "hydra_plugins/__init__.py" not in held

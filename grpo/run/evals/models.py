@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from grpo.config import check_hub_id
 from grpo.run.checkpoints import checkpoints_in
 
 _BLOCK, _NUM_BLOCKS = 2**16, 16
@@ -57,11 +58,7 @@ def find_model(given: str, setting: str) -> NamedModel:
     """
     folder = Path(os.path.expanduser(given))
     if not folder.exists():
-        if folder.is_absolute() or given.startswith(("~", ".")) or given.count("/") != 1:
-            raise ValueError(
-                f"{setting}={given} does not exist under {Path.cwd()}, and is no Hub id, which is owner/name; name a "
-                "model folder, a checkpoint, a run's folder or a Hub id"
-            )
+        check_hub_id(setting, given, "name a model folder, a checkpoint, a run's folder or a Hub id")
         return NamedModel(given, given)
     if (folder / "config.json").is_file():
         run = folder.parent.parent if folder.parent.name == "checkpoints" else None

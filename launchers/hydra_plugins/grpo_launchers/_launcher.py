@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,8 +53,12 @@ class SweepLauncher(Launcher):
         folder = Path(str(self.config.hydra.sweep.dir))
         planned = plan(self.hydra_context, self.config, job_overrides, initial_job_idx, self.command)
         points = [point for point, _ in planned]
-        require_valid(planned, self.check)
-        require_own_folders(points)
+        try:
+            require_valid(planned, self.check)
+            require_own_folders(points)
+        except ConfigCompositionException:
+            self._remove_empty(folder)
+            raise
         freeze(planned)
         with hold_folder(folder):
             sweep_leftovers(folder)
@@ -74,6 +79,14 @@ class SweepLauncher(Launcher):
             self._sum_up(points, record)
         self._leave(result, points, initial_job_idx)
         return [self._job_return(point, composed) for point, composed in planned]
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Removes the folder that was made for a sweep that does not start, and Hydra's record in it."""
+        from grpo.run.files import remove_empty
+
+        if self.config.get("output_dir") is None and self.config.get("resume", "auto") in ("auto", "never"):
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            remove_empty(folder)
 
     @property
     def searches(self) -> bool:
@@ -101,7 +114,7 @@ class SweepLauncher(Launcher):
         apart = {*differing(points), *(text for text in points[0].overrides if text.startswith("output_dir="))}
         common = [text for text in points[0].overrides if len(points) > 1 and text not in apart]
         shared = f", all with {' '.join(common)}" if common else ""
-        say(f"sweep: {total} points into {self.config.hydra.sweep.dir}, one process each{shared}")
+        say(f"sweep: {total} point{'s' * (total != 1)} into {self.config.hydra.sweep.dir}, one process each{shared}")
         if finished := [str(point.number) for point in points if point.done]:
             say(f"finished before, and skipped: point {', '.join(finished)}")
 

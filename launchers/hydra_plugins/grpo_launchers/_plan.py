@@ -25,12 +25,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.grpo_launchers._points import FROZEN, Point, varying
 
-# What may differ between two starts of a sweep: no number of a point depends on it.
-FREE = (
-    *("resume", "output_dir", "logging", "checkpoint", "hardware", "launch", "sweep"),
-    *("model.warm_start.cache_dir", "evaluation.base_cache_dir"),
-)
-
 
 def plan(
     context: HydraContext,
@@ -114,12 +108,12 @@ def _settle(composed: DictConfig, folder: Path, place: Path) -> None:
 
 def freeze(planned: Sequence[tuple[Point, DictConfig]]) -> None:
     """Resolves every point's config into `point.config` and its digest; nothing is written yet."""
-    from grpo.run.flat import flat
+    from grpo.run.flat import bound
 
     for point, composed in planned:
         settings: Any = OmegaConf.to_container(task_config(composed), resolve=True, enum_to_str=True)
         point.config = settings
-        text = json.dumps(flat(settings, FREE), sort_keys=True, default=str)
+        text = json.dumps(bound(settings), sort_keys=True, default=str)
         point.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from hydra_plugins.grpo_launchers._plan import FREE
 from hydra_plugins.grpo_launchers._points import FROZEN, Point
 
 NAME = "sweep.json"
@@ -145,7 +144,7 @@ def require_same_sweep(record: Record, points: Sequence[Point]) -> None:
     Raises:
         ConfigCompositionException: it is another sweep's folder; says what differs.
     """
-    from grpo.run.flat import flat
+    from grpo.run.flat import differences
 
     different: dict[str, list[str]] = {}
     queued = record.in_queue
@@ -159,12 +158,8 @@ def require_same_sweep(record: Record, points: Sequence[Point]) -> None:
         constant = point.config.get("train", {}).get("lr_schedule") == "constant"
         # More steps are a continuation; but a job in the queue has the number that it was submitted with.
         more_steps = constant and point.number not in queued
-        free = (*FREE, "defaults", *(["train.n_grpo_steps"] if more_steps else []))
-        there, here = flat(before, free), flat(point.config, free)
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                text = f"{key}={there.get(key, '(absent)')} there, {here.get(key, '(absent)')} here"
-                different.setdefault(text, []).append(str(point.number))
+        for text in differences(before, point.config, ("defaults", *(["train.n_grpo_steps"] if more_steps else []))):
+            different.setdefault(text, []).append(str(point.number))
     if different:
         more = len(different) - _MAX_DIFFERENCES
         told = [f"{text} (point {', '.join(numbers)})" for text, numbers in different.items()]

@@ -73,6 +73,21 @@ def test_more_steps_are_for_points_that_are_not_in_the_queue(tmp_path: Path) -> 
     require_same_sweep(record, longer)
 
 
+def test_another_hardware_is_the_same_sweep_and_rollouts_from_other_weights_are_not(tmp_path: Path) -> None:
+    points = points_in(tmp_path, 2)
+    for point in points:
+        point.config["hardware"] = {"name": "cpu", "overlap": False}
+    record = record_of(tmp_path, points, Submission({1: "7"}))
+    for point in points:
+        point.config["hardware"] = {"name": "mps", "overlap": False}
+    require_same_sweep(record, points)
+    points[1].config["hardware"] = {"name": "cpu", "overlap": True}
+    with pytest.raises(
+        ConfigCompositionException, match=r"hardware.overlap=False there, True here \(point 1\)\); use its"
+    ):
+        require_same_sweep(record, points)
+
+
 def test_points_in_the_queue_are_not_run_here(tmp_path: Path) -> None:
     points = points_in(tmp_path, 2)
     record = record_of(tmp_path, points, Submission({0: "7_0", 1: "7_1"}))

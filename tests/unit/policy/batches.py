@@ -71,7 +71,9 @@ def with_advantages(batch, advantages):
     return TrainBatch(batch.token_ids, batch.prompt_lengths, batch.sampler_log_probs, advantages)
 
 
-def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, replicas=1, ranks=ONE_RANK, **train):
+def make_policy(
+    model, *, loss=None, hardware=None, reference=None, seed=0, replicas=1, ranks=ONE_RANK, warn=print, **train
+):
     """A policy whose every knob is named by the test."""
     train = {"rollout_batch_size": 12, "train_batch_size": 12, "group_size": 4, "max_grad_norm": 1e9, **train}
     hardware = {"name": "cpu", "policy_device": "cpu", "engine_device": "cpu", **(hardware or {})}
@@ -86,6 +88,7 @@ def make_policy(model, *, loss=None, hardware=None, reference=None, seed=0, repl
         seed=seed,
         reference=reference,
         ranks=ranks,
+        warn=warn,
     )
     if ranks.size == 1:
         policy._workers = Replicas(model, replicas)  # not as many as this machine has cores

@@ -7,6 +7,7 @@ import torch
 
 from grpo.config import Packing
 from grpo.policy.packing import collate, micro_batch_rows
+from grpo.types import TrainBatch
 from tests.unit.policy.batches import grouped_batch, ragged_batch
 
 CPU = torch.device("cpu")
@@ -59,6 +60,68 @@ def test_a_group_is_cut_only_if_it_does_not_fit_a_micro_batch_alone():
     assert all(len({row % 6 for row in part}) * 5 == len(part) for part in whole)
     cut = micro_batch_rows(batch, range(30), max_tokens=20, packing=Packing.shared_prompts)
     assert len(cut) > 6
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_no_part_is_much_fuller_than_the_others(packing):
+    """40 sequences of 20 tokens, without shared prompts, into parts of 600: two of about 400, and not 600 and 200."""
+    batch = TrainBatch(
+        token_ids=tuple(torch.full((20,), row) for row in range(40)),
+        prompt_lengths=(5,) * 40,
+        sampler_log_probs=(torch.zeros(15),) * 40,
+        advantages=torch.ones(40),
+    )
+    sizes = [len(part) for part in micro_batch_rows(batch, range(40), max_tokens=600, packing=packing)]
+    assert len(sizes) == 2
+    assert max(sizes) <= 23
+
+
+def batch_of_groups(prompts):
+    """A row for each: ten tokens of its prompt and ten of its own."""
+    return TrainBatch(
+        token_ids=tuple(torch.tensor([prompt] * 10 + [7] * 10) for prompt in prompts),
+        prompt_lengths=(10,) * len(prompts),
+        sampler_log_probs=(torch.zeros(10),) * len(prompts),
+        advantages=torch.ones(len(prompts)),
+    )
+
+
+def test_parts_are_not_made_even_by_cutting_a_group():
+    """Groups of 8, 8 and 4 rows, of which two fit a part: 16 and 4 rows, for 10 and 10 would cut the second."""
+    prompts = [0] * 8 + [1] * 8 + [2] * 4
+    parts = micro_batch_rows(batch_of_groups(prompts), range(20), max_tokens=185, packing=Packing.shared_prompts)
+    assert [sorted({prompts[row] for row in part}) for part in parts] in ([[0, 1], [2]], [[0], [1, 2]])
+
+
+def test_a_large_group_is_not_cut_to_make_a_small_part_fuller():
+    """A group that takes most of the budget and one that does not fit beside it."""
+    prompts = [0] * 8 + [1] * 2
+    parts = micro_batch_rows(batch_of_groups(prompts), range(10), max_tokens=100, packing=Packing.shared_prompts)
+    assert parts == [list(range(8)), [8, 9]]
+
+
+def test_every_piece_of_a_group_that_is_cut_has_the_prompt_once():
+    """20 tokens of the first row and 10 of each other: five rows to a part of 60."""
+    parts = micro_batch_rows(batch_of_groups([0] * 20), range(20), max_tokens=60, packing=Packing.shared_prompts)
+    assert [len(part) for part in parts] == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_a_row_is_looked_at_a_few_times_however_many_there_are(packing):
+    looked_at = 0
+
+    class Counted(tuple):
+        def __getitem__(self, place):
+            nonlocal looked_at
+            looked_at += 1
+            return super().__getitem__(place)
+
+    batch = batch_of_groups([place // 8 for place in range(400)])
+    counted = TrainBatch(Counted(batch.token_ids), batch.prompt_lengths, batch.sampler_log_probs, batch.advantages)
+    looked_at = 0
+    parts = micro_batch_rows(counted, range(400), max_tokens=3000, packing=packing)
+    assert len(parts) > 1
+    assert 400 <= looked_at <= 5 * 400
 
 
 def test_groups_come_by_their_longest_sequence_and_so_do_rows():

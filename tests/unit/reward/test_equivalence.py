@@ -139,6 +139,6 @@ def test_false_is_said_of_plain_numbers_only(answer: str, gold: str) -> None:
 @pytest.mark.parametrize("length", [MAX_CHARS, 2**20])
 def test_long_texts_are_decided_in_linear_time(piece: str, length: int) -> None:
     text = (piece * length)[:length]
-    start = time.perf_counter()
+    start = time.process_time()
     decide(text, "1,000")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

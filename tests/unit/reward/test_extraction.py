@@ -107,8 +107,8 @@ def test_any_response_gives_an_answer_or_a_failure(pieces: list[str]) -> None:
 )
 def test_a_megabyte_is_read_in_linear_time(piece: str) -> None:
     text = piece * (2**20 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     for response in (text, rf"\boxed{{{text}", rf"\boxed{text}", f"</think> <answer>{text}</answer>"):
         read_tagged(response)
         read_boxed(response)
-    assert time.perf_counter() - start < 10  # quadratic time would be hours
+    assert time.process_time() - start < 10  # quadratic time would be hours

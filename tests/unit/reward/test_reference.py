@@ -76,11 +76,11 @@ def test_what_is_strictly_right_is_right_in_reference_mode(pieces: list[str]) ->
 )
 def test_a_megabyte_is_read_in_linear_time(piece: str) -> None:
     text = piece * (2**20 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     for response in (text, f"</think> <answer>{text}</answer>", rf"</think> <answer>\boxed{{{text}</answer>"):
         read_reference(response)
         read_bare(response)
-    assert time.perf_counter() - start < 5  # quadratic time would be hours
+    assert time.process_time() - start < 5  # quadratic time would be hours
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from grpo.rl.chunked_head import chunked_log_probs
-from grpo.rl.log_probs import TokenDistribution, entropy, sampled_log_probs
+from grpo.rl.log_probs import TokenDistribution, entropy, sampled_log_probs, sampled_logits
 from tests.unit.rl.heads import DISTRIBUTIONS, NUM_TOKENS, incoming, inputs
 
 INF = float("inf")
@@ -65,6 +65,12 @@ def test_banned_golden() -> None:
     golden(distribution, PROBS)
     # top-k counts what is left.
     golden(TokenDistribution(top_k=2, banned_ids=(0,)), [0, 0.666667, 0.333333, 0], banned=torch.tensor([True]))
+
+
+def test_what_was_given_is_not_banned_in_place() -> None:
+    logits = torch.zeros(2, 4)
+    sampled_logits(logits, TokenDistribution(banned_ids=(0, 3)), banned=torch.tensor([True, False]))
+    assert torch.equal(logits, torch.zeros(2, 4))
 
 
 def test_a_kept_token_stays() -> None:

@@ -72,6 +72,13 @@ def test_single_gpu_without_any(machine: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_a_device_that_is_not_there_on_a_cpu(machine: pytest.MonkeyPatch) -> None:
+    assert sentence_of(hardware("hardware=cpu", "hardware.policy_device=cuda")) == (
+        "needs cuda and cpu, but torch sees 0 CUDA devices here; use hardware.policy_device=cpu "
+        "hardware.engine_device=cpu"
+    )
+
+
 def test_a_gpu_without_vllm(machine: pytest.MonkeyPatch) -> None:
     add_gpus(machine, 1)
     assert sentence_of(hardware("hardware=single_gpu")) == VLLM

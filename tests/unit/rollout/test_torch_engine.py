@@ -17,9 +17,20 @@ from grpo.policy.packing import collate
 from grpo.rl.log_probs import TokenDistribution
 from grpo.rollout import batch, workers
 from grpo.rollout.decoder import Decoder, KeyValueCache, check_supported
+from grpo.rollout.kernel import suits_machine
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Sampling
-from tests.contract.engines import FAMILIES, keys_of, merged_tokenizer, tiny_model, torch_engine, train_batch
+from tests.contract.engines import (
+    EOS,
+    FAMILIES,
+    keys_of,
+    merged_tokenizer,
+    scripted_model,
+    tiny_model,
+    token_ids,
+    torch_engine,
+    train_batch,
+)
 
 TOKENIZER = merged_tokenizer()
 PROMPTS = [[5, 6, 7, 8], [9], list(range(30, 80)), [7] * 23]
@@ -179,13 +190,13 @@ def test_completions_do_not_depend_on_who_shares_the_batch(monkeypatch: pytest.M
     )
     moves: list[str] = []
     for name in ("rewind", "keep"):
-        original = getattr(batch._Rows, name)
+        original = getattr(batch.Rows, name)
 
         def noting(self: Any, *rest: Any, name: str = name, original: Any = original) -> int:
             moves.append(name)
             return original(self, *rest)
 
-        monkeypatch.setattr(batch._Rows, name, noting)
+        monkeypatch.setattr(batch.Rows, name, noting)
     monkeypatch.setattr(batch, "_CPU_CHECK_EVERY", check_every)
     for cache_tokens in (100, 500, 900, 1700):
         few = torch_engine(tiny_model(), TOKENIZER, ends, cache_tokens=cache_tokens)
@@ -205,9 +216,24 @@ def test_a_prompt_that_waits_for_a_row_is_not_taken_for_another() -> None:
         assert [completion.token_ids for completion in first] == [completion.token_ids for completion in second]
 
 
+@pytest.mark.parametrize("use_kernel", [False, True])
+def test_a_cache_that_starts_anew_while_a_row_stays_free(use_kernel: bool) -> None:
+    # 154 positions are 2 rows. Both end in one look, one sample is left, and a row stays where its last one began.
+    script = token_ids(TOKENIZER, [*map(chr, range(48, 123)), EOS])
+    if use_kernel and not suits_machine():
+        pytest.skip("the kernel is for x86 CPUs with AVX2")
+    model = scripted_model(TOKENIZER, script)
+    engine = torch_engine(model, TOKENIZER, script[-1:], cache_tokens=154, use_kernel=use_kernel)
+    lengths = [40, 33, 32, 30, 5, 9]
+    prompts = [[script[-1 - length]] for length in lengths]
+    torch.set_num_threads(1)  # else each takes a share of the cache
+    groups = engine.generate(prompts, keys_of(len(prompts), 1), Sampling(max_tokens=60))
+    assert [len(completion.token_ids) for (completion,) in groups] == lengths
+
+
 def test_a_sample_does_not_go_on_with_the_stop_string_of_the_one_before_it() -> None:
     engine = torch_engine(tiny_model(), TOKENIZER, ())
-    rows = batch._Rows(2, 8, engine._decoder, engine._stop_rules(("ab",)), Sampling(max_tokens=3))
+    rows = batch.Rows(2, 8, engine._decoder, engine._stop_rules(("ab",)), Sampling(max_tokens=3))
     rows.states[0][:] = 2  # one byte of it was matched
     queue = batch._Queue(engine._decoder, [batch.Request(0, [5, 6], keys_of(1, 1)[0])])
     with torch.inference_mode():

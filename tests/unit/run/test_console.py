@@ -20,6 +20,7 @@ STEP = {
     "reward/mean": 0.4125,
     "reward/format": 0.875,
     "reward/answer": 0.5,
+    "signal/share": 0.75,
     "completion/length_mean": 311.6,
     "policy/loss": -0.00123,
     "policy/grad_norm": 0.3141,
@@ -75,7 +76,7 @@ def test_plain_line_of_a_step() -> None:
     pace.tick(STEP)
     # 188 steps remain at 12.34 s: 2,320 s = 38 min 40 s.
     assert step_line(STEP, pace) == (
-        "step  12/200  reward 0.412  format 0.875  answer 0.500  length 312  loss -0.0012  grad 0.314"
+        "step  12/200  reward 0.412  format 0.875  answer 0.500  signal 75%  length 312  loss -0.0012  grad 0.314"
         "  tokens/s 4120  s/step 12.3  remaining 38m 40s"
     )
     assert step_line(STEP | {"grade/errors": 3}, pace).endswith("  grader errors 3")

@@ -109,6 +109,7 @@ def other(*overrides: str) -> RunConfig:
 REFUSED = {
     "another config": (other("seed=1"), r"holds another run \(seed=42 there, 1 here\); use its settings to go on"),
     "another schedule": (other("train.lr_schedule=linear"), r"train.lr_schedule=constant there, linear here"),
+    "rollouts from other weights": (other("hardware.overlap=true"), r"hardware.overlap=False there, True here"),
     "never": (
         replace(CONFIG, resume="never"),
         "resume=never but .* holds a run; use another output_dir, or resume=auto",

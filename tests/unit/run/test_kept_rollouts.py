@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from grpo.run.kept_rollouts import load_rollouts, save_rollouts
-from grpo.types import Completion, FinishReason, Grade, Outcome, Problem, RolloutGroup
+from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, Problem, RolloutGroup
 
 
 def test_what_is_kept_comes_back_bit_by_bit(tmp_path: Path) -> None:
@@ -27,5 +27,6 @@ def test_what_is_kept_comes_back_bit_by_bit(tmp_path: Path) -> None:
         ),
         RolloutGroup(Problem("p2", "", ""), (), (), ()),
     ]
-    save_rollouts(tmp_path / "ahead.jsonl", groups)
-    assert load_rollouts(tmp_path / "ahead.jsonl") == groups
+    for drawn in (Drawn(7, groups, []), Drawn(7, groups[:1], groups[1:])):
+        save_rollouts(tmp_path / "ahead.jsonl", drawn)
+        assert load_rollouts(tmp_path / "ahead.jsonl", 7) == drawn

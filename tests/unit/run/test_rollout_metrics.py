@@ -5,8 +5,8 @@ import torch
 
 from grpo.config import compose_run_config
 from grpo.policy.small_tokenizer import build_small_tokenizer
-from grpo.run.rollout_metrics import completion_rows, rollout_metrics, token_texts
-from grpo.types import Completion, FinishReason, Grade, Outcome, Problem, RolloutGroup, RunError, TrainBatch
+from grpo.run.rollout_metrics import completion_rows, rollout_metrics, time_metrics, token_texts
+from grpo.types import Completion, Drawn, FinishReason, Grade, Outcome, Problem, RolloutGroup, RunError, TrainBatch
 
 CONFIG = compose_run_config(["experiment=quickstart", "reward.max_error_share=0.25"])
 
@@ -51,7 +51,7 @@ ADVANTAGES = torch.tensor([[1.0, -1.0], [0.0, 0.0]])
 
 
 def test_every_number_by_hand() -> None:
-    metrics = rollout_metrics(CONFIG, GROUPS, ADVANTAGES, torch.tensor([True, False]), 8)
+    metrics = rollout_metrics(CONFIG, Drawn(8, GROUPS), ADVANTAGES, torch.tensor([True, False]))
     assert metrics == {
         "reward/mean": 0.25,
         "reward/std": 0.5,  # sqrt((0.75² + 3 * 0.25²) / 3)
@@ -75,7 +75,20 @@ def test_more_grader_errors_than_allowed_stop_the_run() -> None:
     with pytest.raises(
         RunError, match=r"1 of 4 answers could not be graded \(the first: because, '7'\), more than rew"
     ):
-        rollout_metrics(strict, GROUPS, ADVANTAGES, torch.tensor([True, False]), 8)
+        rollout_metrics(strict, Drawn(8, GROUPS), ADVANTAGES, torch.tensor([True, False]))
+
+
+def test_what_dynamic_sampling_discards_counts() -> None:
+    strict = replace(CONFIG, reward=replace(CONFIG.reward, max_error_share=0.2))
+    drawn = Drawn(8, GROUPS[:1], GROUPS[1:])
+    signal = torch.tensor([True])
+    whole = rollout_metrics(CONFIG, Drawn(8, GROUPS), ADVANTAGES, torch.tensor([True, False]))
+    of_all = {key: value for key, value in whole.items() if not key.startswith("advantage/")}
+    assert of_all.items() <= rollout_metrics(CONFIG, drawn, ADVANTAGES[:1], signal).items()
+    with pytest.raises(RunError, match="1 of 4 answers could not be graded"):
+        rollout_metrics(strict, drawn, ADVANTAGES[:1], signal)
+    timings = {"time/rollout_s": 4.0, "time/update_s": 1.0}
+    assert time_metrics(drawn, batch_of(GROUPS[:1], ADVANTAGES[:1]), timings)["rollout/tokens_per_s"] == 12 / 4
 
 
 def batch_of(groups: list[RolloutGroup], advantages: torch.Tensor) -> TrainBatch:

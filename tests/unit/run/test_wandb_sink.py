@@ -21,7 +21,7 @@ from grpo.config import WandbMode
 from grpo.run.metrics import WandbSink
 started = time.monotonic()
 sink = WandbSink(WandbMode[sys.argv[1]], Path(sys.argv[2]), project="p", config={"seed": 1},
-                 say=lambda text: print("SAID", text, flush=True), patience_s=3)
+                 say=lambda text: print("SAID", text, flush=True), patience_s=3 if sys.argv[1] == "online" else 60)
 print("active", sink.active, "wandb" in sys.modules, flush=True)
 for step in (0, 1, 2, 1):
     sink.log({"step": step, "reward/mean": 0.5, "none": None, "text": "x"}, step)

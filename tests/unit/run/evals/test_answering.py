@@ -1,7 +1,6 @@
 """What is missing goes through the engine in one call, and is graded and kept as it comes."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -47,27 +46,27 @@ def completion(text: str) -> Completion:
 
 
 class Grader:
-    """Right if the text starts with the given digit; keeps what it was asked."""
+    """Right if the text starts with the given digit, once the event has come; keeps what it was asked."""
 
-    def __init__(self, right: str, delay_s: float = 0.0) -> None:
-        self.right, self.delay_s = right, delay_s
+    def __init__(self, right: str, after: threading.Event | None = None) -> None:
+        self.right, self.after = right, after
         self.asked: list[tuple[str, str, SampleKey]] = []
 
     def submit(self, response: str, gold: str, key: SampleKey) -> Any:
         self.asked.append((response, gold, key))
         is_right = response.startswith(self.right)
         grade = Grade(float(is_right), 1.0, float(is_right), Outcome.graded, "why", response)
-        return Slow(grade, self.delay_s)
+        return Slow(grade, self.after)
 
 
 class Slow(Future[Grade]):
-    def __init__(self, grade: Grade, delay_s: float) -> None:
+    def __init__(self, grade: Grade, after: threading.Event | None) -> None:
         super().__init__()
         self.set_result(grade)
-        self.delay_s = delay_s
+        self.after = after
 
     def result(self, timeout: float | None = None) -> Grade:
-        time.sleep(self.delay_s)
+        assert self.after is None or self.after.wait(30), "sampling waits for the grader"
         return super().result(timeout)
 
 
@@ -130,22 +129,20 @@ def test_what_is_wrong_is_read_a_second_time_wherever_its_answer_stands() -> Non
 
 def test_sampling_waits_for_neither_grader_nor_disk() -> None:
     kept: list[Any] = []
-    sampled_at: list[float] = []
+    sampled = threading.Event()
 
-    class Timed(Engine):
+    class Telling(Engine):
         def generate(self, *arguments: Any) -> None:
             super().generate(*arguments)
-            sampled_at.append(time.perf_counter())
+            sampled.set()
 
     def keep(rows: Sequence[Any]) -> None:
-        time.sleep(0.05)
+        assert sampled.wait(30), "sampling waits for the disk"
         kept.extend(rows)
 
-    start = time.perf_counter()
-    slow = Graders(Grader("4", 0.02), Grader("5", 0.02))  # type: ignore[arg-type]
-    ask(Timed(), keep, {number: [0, 1, 2] for number in range(6)}, slow)
+    slow = Graders(Grader("4", sampled), Grader("5", sampled))  # type: ignore[arg-type]
+    ask(Telling(), keep, {number: [0, 1, 2] for number in range(6)}, slow)
     assert len(kept) == 18
-    assert sampled_at[0] - start < 0.5 * (time.perf_counter() - start)
 
 
 def test_an_interrupt_keeps_what_had_ended() -> None:

@@ -1,0 +1,105 @@
+"""C code of ours, compiled on first use by the machine's own compiler, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+LANES = 8  # of a vector, as in vectors.h
+_HEADER = Path(__file__).with_name("vectors.h")  # what the sources share
+_FLAGS = ("-O3", "-mavx2", "-mfma", "-ffp-contract=fast", "-fPIC", "-shared")
+_COMPILERS = ("cc", "gcc", "clang")
+_COMPILE_SECONDS = 120
+
+
+class KernelUnavailable(Exception):
+    """This machine could run the code, but cannot compile or load it; says why."""
+
+
+def has_avx2() -> bool:
+    """Whether this is an x86 processor with the instructions that the sources are made of."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+@cache
+def load_library(source: Path) -> ctypes.CDLL:
+    """A C file as a library, compiled now, in a second or two, if it is not yet in the user's cache folder.
+
+    Raises:
+        KernelUnavailable: no C compiler, or one that does not compile it; or what it made cannot be loaded.
+    """
+    try:
+        folder = _cache_folder()
+        if folder is not None:
+            return _load(_compiled(source, folder))
+        with tempfile.TemporaryDirectory(prefix="grpo-", ignore_cleanup_errors=True) as scratch:
+            return _load(_compiled(source, Path(scratch)))  # once it is loaded, nobody reads the file
+    except OSError as error:
+        raise KernelUnavailable(f"a compiled {source.name} can be kept nowhere: {error}") from error
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelUnavailable(
+            f"{path} cannot be loaded: {error}; remove it, or use hardware.compiled_kernels=false"
+        ) from error
+
+
+def _compiled(source: Path, folder: Path) -> Path:
+    """The shared library, made if it is not in the folder; several processes may make it at once."""
+    named = os.environ.get("CC")
+    compiler = named.split() if named else [path for path in map(shutil.which, _COMPILERS) if path][:1]
+    if not compiler:
+        raise KernelUnavailable(
+            f"no C compiler is found, as CC or as {', '.join(_COMPILERS)}; install one, or use "
+            "hardware.compiled_kernels=false"
+        )
+    command = [*compiler, *_FLAGS]
+    # Home folders may be shared by machines.
+    made_of = [source.read_text(), _HEADER.read_text(), *command, *platform.libc_ver()]
+    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+    path = folder / f"{source.stem}-{digest}.so"
+    if path.is_file():
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / path.name
+        try:
+            done = subprocess.run(
+                [*command, str(source), "-o", str(made), "-lm"],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_COMPILE_SECONDS,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise KernelUnavailable(f"{command[0]} does not run: {error}") from error
+        if done.returncode:
+            lines = (done.stderr.strip() or "no message").splitlines()
+            reason = next((line for line in lines if "error" in line), lines[0])
+            raise KernelUnavailable(f"{command[0]} does not compile it: {reason}")
+        made.replace(path)
+    return path
+
+
+def _cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/grpo` or `~/.cache/grpo`; None where nothing can be written there."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # the latter of a user who has no home
+        return None

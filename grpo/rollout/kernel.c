@@ -1,0 +1,374 @@
+/* Sampling on an x86 CPU with AVX2: a token for every row, and the rows through all layers, on one core.
+ *
+ * `grpo/rollout/kernel.py` has this file compiled and calls it twice a step, without Python's lock. It computes what
+ * `Batch._sample` and `Decoder.forward` compute with torch's operations, in float32; those say what it means. Weights
+ * are read where the policy has them, [out, in] matrices, and nothing is packed or copied. What a row gets does not
+ * depend on the other rows, to the last bit.
+ *
+ * R rows, H hidden size, I intermediate size, K key-value heads, g query heads per key-value head, D head size, C cache
+ * columns, V vocabulary. H, I and D are multiples of LANES.
+ */
+#include "../vectors.h"
+
+#define LINE 16         /* floats of a cache line */
+#define DEPTH 704       /* columns of x and w that are multiplied at once, at most, and */
+#define BLOCK_SIZE 4096 /* floats of w: what the first cache holds beside x */
+#define BLOCK 256       /* tokens of the vocabulary that are summed at once */
+#define JUST_BELOW_ONE (1 - 0x1p-23)
+
+typedef struct {
+    const float *weight; /* [out, in] */
+    const float *bias;   /* [out], or NULL */
+} Linear;
+
+typedef struct {
+    const float *attention_norm, *mlp_norm; /* [H] */
+    const float *head_norm;                 /* [(g + 1) * K, D], or NULL */
+    Linear qkv, output, gate_up, down;
+} Layer;
+
+typedef struct {
+    i64 layers, hidden, intermediate, kv_heads, group, head_size, vocabulary;
+    float eps;
+    const Layer *layer;
+    const float *embedding, *head; /* [V, H] */
+    const float *final_norm;       /* [H] */
+} Model;
+
+/* `grpo.rollout.batch.Rows`. */
+typedef struct {
+    i64 rows, vocabulary, columns, width;
+    const i64 *starts;                  /* [R] the cache column of a row's first token */
+    i64 *counts;                        /* [R] tokens sampled */
+    uint8_t *finished, *stopped;        /* [R] */
+    i64 *tokens;                        /* [R, width] */
+    float *log_probs;                   /* [R, width] */
+    const float *uniform;               /* [R, width], or NULL for the most likely token */
+    float *logits;                      /* [R, V] of the next token */
+    i64 *sampled;                       /* [R] the last token */
+    float *const *keys, *const *values; /* of every layer [R, K, C, D] */
+} Rows;
+
+/* `grpo.types.Sampling` and `grpo.rollout.stopping.StopRules`. */
+typedef struct {
+    float temperature;
+    i64 min_tokens, max_tokens, num_banned, num_stops;
+    const i64 *banned;            /* tokens that cannot be sampled before min_tokens */
+    const uint8_t *is_end;        /* [V] */
+    const int16_t *const *tables; /* of every stop string [states, V] */
+    int16_t *const *states;       /* of every stop string [R] */
+} Rules;
+
+INLINE __m128 totals(const vec v[4]) {
+    __m128 half[4];
+    UNROLL for (int i = 0; i < 4; i++)
+        half[i] = _mm_add_ps(_mm256_castps256_ps128(v[i]), _mm256_extractf128_ps(v[i], 1));
+    return _mm_hadd_ps(_mm_hadd_ps(half[0], half[1]), _mm_hadd_ps(half[2], half[3]));
+}
+
+/* Of a multiple of LANES numbers. */
+static float maximum(const float *x, i64 size) {
+    vec high = _mm256_loadu_ps(x);
+    for (i64 i = LANES; i < size; i += LANES) high = _mm256_max_ps(high, _mm256_loadu_ps(x + i));
+    float lanes[LANES], highest = -INFINITY;
+    _mm256_storeu_ps(lanes, high);
+    for (int i = 0; i < LANES; i++) highest = lanes[i] > highest ? lanes[i] : highest;
+    return highest;
+}
+
+/* rows x 4 dot products of length k. Each number is loaded once and then kept in a register, which compilers must be
+ * told: they would rather read memory three times, and loads are what bounds this. */
+INLINE void tile(int rows, const float *x, i64 ldx, const float *w, i64 ldw, i64 k, const float *bias,
+                 const float *residual, float *out, i64 ldo) {
+    vec sum[3][4];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < 4; j++) sum[i][j] = _mm256_setzero_ps();
+    for (i64 p = 0; p < k; p += LANES) {
+        vec states[3];
+        UNROLL for (int i = 0; i < rows; i++) {
+            states[i] = _mm256_loadu_ps(x + i * ldx + p);
+            __asm__("" : "+x"(states[i]));
+        }
+        UNROLL for (int j = 0; j < 4; j++) {
+            vec weights = _mm256_loadu_ps(w + j * ldw + p);
+            __asm__("" : "+x"(weights));
+            UNROLL for (int i = 0; i < rows; i++) sum[i][j] = _mm256_fmadd_ps(states[i], weights, sum[i][j]);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++) {
+        __m128 found = totals(sum[i]);
+        if (bias) found += _mm_loadu_ps(bias);
+        if (residual) found += _mm_loadu_ps(residual + i * ldo);
+        _mm_storeu_ps(out + i * ldo, found);
+    }
+}
+
+/* Columns [n0, n1) of `product`, one at a time. */
+static void columns(const float *x, i64 ldx, const float *w, i64 ldw, const float *bias, const float *residual,
+                    float *out, i64 ldo, i64 m, i64 n0, i64 n1, i64 k) {
+    for (i64 i = 0; i < m; i++)
+        for (i64 j = n0; j < n1; j++) {
+            vec sum = _mm256_setzero_ps();
+            for (i64 p = 0; p < k; p += LANES)
+                sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + i * ldx + p), _mm256_loadu_ps(w + j * ldw + p), sum);
+            out[i * ldo + j] = total(sum) + (bias ? bias[j] : 0) + (residual ? residual[i * ldo + j] : 0);
+        }
+}
+
+/* out[m, n] = x[m, k] w[n, k]^T + bias[n] + residual[m, n]; the last two may be NULL.
+ *
+ * A block of w, rows and columns, stays in the first cache while x passes. The block after it may be asked for
+ * meanwhile, which the processor does not do by itself across rows and pages: that pays for weights, not for keys. */
+INLINE void product(int asks_ahead, const float *x, i64 ldx, const float *w, i64 ldw, const float *bias,
+                    const float *residual, float *out, i64 ldo, i64 m, i64 n, i64 k) {
+    i64 parts = (k + DEPTH - 1) / DEPTH, depth = (k / LANES + parts - 1) / parts * LANES;
+    for (i64 p = 0; p < k; p += depth) {
+        if (p + depth > k) depth = k - p;
+        i64 block = BLOCK_SIZE / depth < 4 ? 4 : BLOCK_SIZE / depth / 4 * 4, tiles = (m + 2) / 3;
+        i64 share = (depth / LINE + tiles - 1) / tiles * LINE; /* of a row of the next block, for every tile of x */
+        i64 whole = n / 4 * 4;
+        for (i64 begin = 0; begin < whole; begin += block) {
+            i64 end = begin + block < whole ? begin + block : whole;
+            for (i64 i = 0, from = 0; i < m; i += 3, from += share) {
+                i64 to = from + share < depth ? from + share : depth;
+                for (i64 j = begin; j < end; j += 4) {
+                    const float *states = x + i * ldx + p, *weights = w + j * ldw + p, *b = bias ? bias + j : NULL;
+                    const float *r = residual ? residual + i * ldo + j : NULL;
+                    float *o = out + i * ldo + j;
+                    for (i64 row = j + block; asks_ahead && row < j + block + 4 && row < n; row++)
+                        for (i64 c = from; c < to; c += LINE)
+                            _mm_prefetch((const char *)(w + row * ldw + p + c), _MM_HINT_T1);
+                    if (i + 3 <= m) tile(3, states, ldx, weights, ldw, depth, b, r, o, ldo);
+                    else if (i + 2 == m) tile(2, states, ldx, weights, ldw, depth, b, r, o, ldo);
+                    else tile(1, states, ldx, weights, ldw, depth, b, r, o, ldo);
+                }
+            }
+        }
+        columns(x + p, ldx, w + p, ldw, bias, residual, out, ldo, m, whole, n, depth);
+        bias = NULL, residual = out;
+    }
+}
+
+static void linear(const float *x, i64 ldx, Linear layer, const float *residual, float *out, i64 m, i64 n, i64 k) {
+    product(1, x, ldx, layer.weight, k, layer.bias, residual, out, n, m, n, k);
+}
+
+/* Root mean square norm, arXiv 1910.07467. */
+static void norm(const float *x, const float *weight, float *out, i64 size, float eps) {
+    vec sum = _mm256_setzero_ps();
+    for (i64 i = 0; i < size; i += LANES) {
+        vec v = _mm256_loadu_ps(x + i);
+        sum += v * v;
+    }
+    float scale = 1.0f / sqrtf(total(sum) / size + eps);
+    for (i64 i = 0; i < size; i += LANES)
+        _mm256_storeu_ps(out + i, _mm256_loadu_ps(x + i) * scale * _mm256_loadu_ps(weight + i));
+}
+
+static void norms(const float *x, const float *weight, float *out, i64 rows, i64 size, float eps) {
+    for (i64 r = 0; r < rows; r++) norm(x + r * size, weight, out + r * size, size, eps);
+}
+
+/* Rotary embedding of one head in the half-split layout; the sines of the first half are negative. */
+static void rotate(float *x, const float *cos, const float *sin, i64 size) {
+    i64 half = size / 2;
+    for (i64 i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] + b * sin[i];
+        x[i + half] = b * cos[i + half] + a * sin[i + half];
+    }
+}
+
+/* out[head] = sum over s of probs[head, s] values[s], divided by sums[head]; n vectors of 1 or 2 heads. */
+INLINE void mix(int heads, int n, const float *probs, i64 ldp, const float *values, i64 length, i64 size,
+                const float *sums, float *out) {
+    vec mixed[2][4];
+    UNROLL for (int h = 0; h < heads; h++)
+        UNROLL for (int i = 0; i < n; i++) mixed[h][i] = _mm256_setzero_ps();
+    for (i64 s = 0; s < length; s++) {
+        vec value[4];
+        UNROLL for (int i = 0; i < n; i++) {
+            value[i] = _mm256_loadu_ps(values + s * size + i * LANES);
+            __asm__("" : "+x"(value[i]));
+        }
+        UNROLL for (int h = 0; h < heads; h++) {
+            vec p = _mm256_broadcast_ss(probs + h * ldp + s);
+            UNROLL for (int i = 0; i < n; i++) mixed[h][i] = _mm256_fmadd_ps(p, value[i], mixed[h][i]);
+        }
+    }
+    UNROLL for (int h = 0; h < heads; h++)
+        UNROLL for (int i = 0; i < n; i++)
+            _mm256_storeu_ps(out + h * size + i * LANES, mixed[h][i] / sums[h]);
+}
+
+/* Attention of g query heads [g, D] over `length` keys and values [length, D]; there is room for g rows of scores. */
+static void attend(const float *query, const float *keys, const float *values, i64 group, i64 length, i64 size,
+                   float *scores, float *out) {
+    i64 ld = (length + LANES - 1) / LANES * LANES;
+    float sums[group], scale = 1.0f / sqrtf(size);
+    product(0, query, size, keys, size, NULL, NULL, scores, ld, group, length, size);
+    for (i64 h = 0; h < group; h++) {
+        float *row = scores + h * ld;
+        for (i64 s = length; s < ld; s++) row[s] = -INFINITY;
+        vec sum = _mm256_setzero_ps();
+        float highest = maximum(row, ld);
+        for (i64 s = 0; s < ld; s += LANES) {
+            vec p = exponential((_mm256_loadu_ps(row + s) - highest) * scale);
+            _mm256_storeu_ps(row + s, p);
+            sum += p;
+        }
+        sums[h] = total(sum);
+    }
+    for (i64 h = 0; h < group;) {
+        int heads = h + 2 <= group ? 2 : 1;
+        for (i64 d = 0; d < size;) {
+            const float *p = scores + h * ld, *v = values + d;
+            float *o = out + h * size + d;
+            if (d + 4 * LANES <= size) {
+                if (heads == 2) mix(2, 4, p, ld, v, length, size, sums + h, o);
+                else mix(1, 4, p, ld, v, length, size, sums + h, o);
+                d += 4 * LANES;
+            } else {
+                if (heads == 2) mix(2, 1, p, ld, v, length, size, sums + h, o);
+                else mix(1, 1, p, ld, v, length, size, sums + h, o);
+                d += LANES;
+            }
+        }
+        h += heads;
+    }
+}
+
+/* Rotates queries and keys, puts keys and values into the cache's column, and attends: [A, g * K * D]. */
+static void attention(const Model *model, i64 number, const Rows *rows, const i64 *active, i64 num_active, float *qkv,
+                      const float *cos, const float *sin, i64 column, float *scores, float *out) {
+    const Layer *layer = model->layer + number;
+    i64 size = model->head_size, kv = model->kv_heads, heads = model->group * kv;
+    for (i64 a = 0; a < num_active; a++) {
+        i64 begin = rows->starts[active[a]], position = column - begin;
+        float *states = qkv + a * (heads + 2 * kv) * size;
+        for (i64 h = 0; h < heads + kv; h++) {
+            float *head = states + h * size;
+            if (layer->head_norm) norm(head, layer->head_norm + h * size, head, size, model->eps);
+            rotate(head, cos + position * size, sin + position * size, size);
+        }
+        for (i64 h = 0; h < kv; h++) {
+            i64 offset = (active[a] * kv + h) * rows->columns * size;
+            float *keys = rows->keys[number] + offset, *values = rows->values[number] + offset;
+            memcpy(keys + column * size, states + (heads + h) * size, size * sizeof(float));
+            memcpy(values + column * size, states + (heads + kv + h) * size, size * sizeof(float));
+            attend(states + h * model->group * size, keys + begin * size, values + begin * size, model->group,
+                   column + 1 - begin, size, scores, out + (a * heads + h * model->group) * size);
+        }
+    }
+}
+
+/* gate[A, I] becomes silu(gate) * up, both of rows 2 I apart. */
+static void gate(float *gate_up, i64 rows, i64 size) {
+    for (i64 r = 0; r < rows; r++) {
+        float *x = gate_up + r * 2 * size;
+        for (i64 i = 0; i < size; i += LANES) {
+            vec v = _mm256_loadu_ps(x + i);
+            _mm256_storeu_ps(x + i, v / (exponential(-v) + 1.0f) * _mm256_loadu_ps(x + size + i));
+        }
+    }
+}
+
+/* Bytes that `grpo_decode` and `grpo_sample` work in. */
+i64 grpo_scratch(const Model *model, i64 rows, i64 columns) {
+    i64 heads = model->group * model->kv_heads, mlp = 2 * model->intermediate;
+    i64 attention = (2 * heads + 2 * model->kv_heads) * model->head_size;
+    i64 row = 3 * model->hidden + (attention > mlp ? attention : mlp) + model->vocabulary;
+    return (rows * row + model->group * (columns + LANES)) * (i64)sizeof(float) + rows * (i64)sizeof(i64);
+}
+
+/* Runs the tokens sampled last, which makes the logits of the next; rows that have finished are left out. */
+void grpo_decode(const Model *model, const Rows *rows, const float *cos, const float *sin, i64 column, void *scratch) {
+    i64 hidden = model->hidden, intermediate = model->intermediate, vocabulary = model->vocabulary;
+    i64 size = model->head_size, heads = model->group * model->kv_heads, width = (heads + 2 * model->kv_heads) * size;
+    i64 m = 0;
+    i64 *active = scratch;
+    for (i64 r = 0; r < rows->rows; r++)
+        if (!rows->finished[r]) active[m++] = r;
+    float *states = (float *)(active + rows->rows), *next = states + m * hidden, *normed = next + m * hidden;
+    float *logits = normed + m * hidden, *scores = logits + m * vocabulary;
+    float *wide = scores + model->group * (rows->columns + LANES), *attended = wide + m * width;
+    for (i64 a = 0; a < m; a++)
+        memcpy(states + a * hidden, model->embedding + rows->sampled[active[a]] * hidden, hidden * sizeof(float));
+    for (i64 l = 0; l < model->layers; l++) {
+        const Layer *layer = model->layer + l;
+        norms(states, layer->attention_norm, normed, m, hidden, model->eps);
+        linear(normed, hidden, layer->qkv, NULL, wide, m, width, hidden);
+        attention(model, l, rows, active, m, wide, cos, sin, column, scores, attended);
+        linear(attended, heads * size, layer->output, states, next, m, hidden, heads * size);
+        norms(next, layer->mlp_norm, normed, m, hidden, model->eps);
+        linear(normed, hidden, layer->gate_up, NULL, wide, m, 2 * intermediate, hidden);
+        gate(wide, m, intermediate);
+        linear(wide, 2 * intermediate, layer->down, next, states, m, hidden, intermediate);
+    }
+    norms(states, model->final_norm, normed, m, hidden, model->eps);
+    Linear head = {model->head, NULL};
+    linear(normed, hidden, head, NULL, m == rows->rows ? rows->logits : logits, m, vocabulary, hidden);
+    for (i64 a = 0; a < m && m < rows->rows; a++)
+        memcpy(rows->logits + active[a] * vocabulary, logits + a * vocabulary, vocabulary * sizeof(float));
+}
+
+/* The token whose share of the cumulative distribution holds the uniform number, or the most likely one, and its
+ * log-prob; `logits` become probabilities, and there is room for LANES more. As `grpo.rollout.sampling._invert`, it
+ * finds the block of the vocabulary first, and sums in float64. Logits with nan give any token, and nan. */
+static i64 draw(float *logits, i64 size, const float *uniform, float *log_prob) {
+    i64 padded = (size + LANES - 1) / LANES * LANES, token = 0, num_blocks = (size + BLOCK - 1) / BLOCK, block = 0;
+    double cumulative[num_blocks], before, threshold;
+    for (i64 v = size; v < padded; v++) logits[v] = -INFINITY;
+    float highest = maximum(logits, padded);
+    if (!uniform)
+        while (token < size - 1 && logits[token] != highest) token++;
+    float greedy = logits[token];
+    double all = 0;
+    for (i64 b = 0; b < num_blocks; b++) {
+        vec sum = _mm256_setzero_ps();
+        for (i64 v = b * BLOCK; v < padded && v < (b + 1) * BLOCK; v += LANES) {
+            vec p = exponential(_mm256_loadu_ps(logits + v) - highest);
+            _mm256_storeu_ps(logits + v, p);
+            sum += p;
+        }
+        cumulative[b] = all += total(sum);
+    }
+    if (!uniform) {
+        *log_prob = greedy - highest - (float)log(all);
+        return token;
+    }
+    threshold = *uniform * all;
+    if (!(threshold < all * JUST_BELOW_ONE)) threshold = all * JUST_BELOW_ONE;
+    while (block < num_blocks - 1 && !(cumulative[block] > threshold)) block++;
+    before = block ? cumulative[block - 1] : 0;
+    i64 end = (block + 1) * BLOCK < size ? (block + 1) * BLOCK : size, last = block * BLOCK;
+    for (token = block * BLOCK; token < end; token++) {
+        before += logits[token];
+        if (logits[token] > 0) last = token; /* the two sums over a block may differ in their last digits */
+        if (before > threshold) break;
+    }
+    *log_prob = (float)log(logits[last] / all);
+    return last;
+}
+
+/* Draws a token for every row that has not finished, notes it, and marks the rows that it ends. */
+void grpo_sample(const Rows *rows, const Rules *rules, float *scratch) {
+    i64 size = rows->vocabulary;
+    for (i64 r = 0; r < rows->rows; r++) {
+        if (rows->finished[r]) continue;
+        i64 count = rows->counts[r], place = r * rows->width + count;
+        for (i64 v = 0; v < size; v++) scratch[v] = rows->logits[r * size + v] / rules->temperature;
+        for (i64 b = 0; b < rules->num_banned && count < rules->min_tokens; b++) scratch[rules->banned[b]] = -INFINITY;
+        i64 token = draw(scratch, size, rows->uniform ? rows->uniform + place : NULL, rows->log_probs + place);
+        uint8_t ends = rules->is_end[token];
+        for (i64 s = 0; s < rules->num_stops; s++) {
+            int16_t *state = rules->states[s] + r;
+            *state = rules->tables[s][(*state >> 1) * size + token];
+            ends |= *state & 1;
+        }
+        rows->tokens[place] = rows->sampled[r] = token;
+        rows->counts[r] = ++count;
+        rows->stopped[r] = ends && count >= rules->min_tokens;
+        rows->finished[r] = rows->stopped[r] || count == rules->max_tokens;
+    }
+}

@@ -1,0 +1,215 @@
+"""Sampling by compiled code, on x86 CPUs with AVX2: `kernel.c`, what it needs, and how it is called.
+
+A step of a small model is hundreds of operations of a few microseconds, and a core of a CPU reads a row's keys and
+values faster than torch's attention for one query does. The C code makes a step in two calls, without Python's lock.
+It is compiled on first use, in a second, by the machine's own C compiler. Where there is none, or another processor,
+torch's operations do the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from grpo.native import LANES, has_avx2, load_library
+from grpo.rollout.stopping import StopRules
+from grpo.rollout.weights import Layer, Linear
+from grpo.types import Sampling
+
+if TYPE_CHECKING:
+    from grpo.rollout.batch import Rows
+
+_SOURCE = Path(__file__).with_name("kernel.c")
+
+
+def suits_machine() -> bool:
+    """Whether the kernel was made for this processor; with AVX512 torch's products are twice as wide."""
+    return has_avx2() and torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
+def _library() -> ctypes.CDLL:
+    library = load_library(_SOURCE)
+    library.grpo_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    library.grpo_scratch.restype = ctypes.c_int64
+    library.grpo_sample.argtypes = [ctypes.c_void_p] * 3
+    library.grpo_sample.restype = None
+    library.grpo_decode.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p]
+    library.grpo_decode.restype = None
+    return library
+
+
+def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
+    """What kernel.c calls so."""
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+_ADDRESS, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_Linear = _structure("Linear", weight=_ADDRESS, bias=_ADDRESS)
+_Layer = _structure(
+    "Layer",
+    attention_norm=_ADDRESS,
+    mlp_norm=_ADDRESS,
+    head_norm=_ADDRESS,
+    qkv=_Linear,
+    output=_Linear,
+    gate_up=_Linear,
+    down=_Linear,
+)
+_Model = _structure(
+    "Model",
+    **dict.fromkeys(("layers", "hidden", "intermediate", "kv_heads", "group", "head_size", "vocabulary"), _COUNT),
+    eps=_FLOAT,
+    **dict.fromkeys(("layer", "embedding", "head", "final_norm"), _ADDRESS),
+)
+_Rows = _structure(
+    "Rows",
+    **dict.fromkeys(("rows", "vocabulary", "columns", "width"), _COUNT),
+    **dict.fromkeys(("starts", "counts", "finished", "stopped", "tokens", "log_probs"), _ADDRESS),
+    **dict.fromkeys(("uniform", "logits", "sampled", "keys", "values"), _ADDRESS),
+)
+_Rules = _structure(
+    "Rules",
+    temperature=_FLOAT,
+    **dict.fromkeys(("min_tokens", "max_tokens", "num_banned", "num_stops"), _COUNT),
+    **dict.fromkeys(("banned", "is_end", "tables", "states"), _ADDRESS),
+)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
+    return (_ADDRESS * len(tensors))(*map(_address, tensors))
+
+
+class Kernel:
+    """The compiled code and one model's weights, to whose tensors it holds on: C is handed addresses."""
+
+    def __init__(
+        self, config: Any, layers: Sequence[Layer], *, embedding: Tensor, final_norm: Tensor, head: Tensor
+    ) -> None:
+        """Refers to the weights, for which `fits` must be true.
+
+        Raises:
+            KernelUnavailable: see `load_library`.
+        """
+        self._library = _library()
+        self._held = (layers, embedding, final_norm, head)
+        self._layers = (_Layer * len(layers))(*map(_layer, layers))
+        self._model = _Model(
+            layers=len(layers),
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            kv_heads=config.num_key_value_heads,
+            group=config.num_attention_heads // config.num_key_value_heads,
+            head_size=_head_size(config, layers),
+            vocabulary=len(head),
+            eps=config.rms_norm_eps,
+            layer=ctypes.addressof(self._layers),
+            embedding=_address(embedding),
+            head=_address(head),
+            final_norm=_address(final_norm),
+        )
+
+    @staticmethod
+    def fits(config: Any, layers: Sequence[Layer], *, residual_dtype: torch.dtype) -> bool:
+        """Whether the code is for this machine and these weights: float32, and of sizes that eight divides."""
+        weight = layers[0].qkv.weight
+        sizes = (config.hidden_size, config.intermediate_size, _head_size(config, layers))
+        return (
+            weight.device.type == "cpu"
+            and weight.dtype == residual_dtype == torch.float32
+            and all(size % LANES == 0 for size in sizes)
+            and suits_machine()
+        )
+
+    def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundKernel:
+        """The kernel for rows whose tensors stay where they are in memory."""
+        return BoundKernel(self._library, self._model, rows, rules, sampling, banned_ids)
+
+
+class BoundKernel:
+    """The kernel and the rows of one batch."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        model: ctypes.Structure,
+        rows: Rows,
+        rules: StopRules,
+        sampling: Sampling,
+        banned_ids: Sequence[int],
+    ) -> None:
+        """See `Kernel.bind`."""
+        self._library, self._model = library, ctypes.addressof(model)
+        assert len(rules.is_end) == rows.logits.shape[1]
+        banned, tables = torch.tensor(banned_ids, dtype=torch.int64), rules.tables
+        arrays = [_addresses(tensors) for tensors in (rows.cache.keys, rows.cache.values, tables, rows.states)]
+        keys, values, table_addresses, states = map(ctypes.addressof, arrays)
+        self._rows = _Rows(
+            rows=len(rows),
+            vocabulary=rows.logits.shape[1],
+            columns=rows.cache.num_columns,
+            width=rows.tokens.shape[1],
+            starts=_address(rows.starts),
+            counts=_address(rows.counts),
+            finished=_address(rows.finished),
+            stopped=_address(rows.stopped),
+            tokens=_address(rows.tokens),
+            log_probs=_address(rows.log_probs),
+            uniform=_address(rows.uniform),
+            logits=_address(rows.logits),
+            sampled=_address(rows.sampled),
+            keys=keys,
+            values=values,
+        )
+        self._rules = _Rules(
+            temperature=sampling.temperature or 1.0,
+            min_tokens=sampling.min_tokens,
+            max_tokens=sampling.max_tokens,
+            num_banned=len(banned_ids),
+            num_stops=len(tables),
+            banned=_address(banned),
+            is_end=_address(rules.is_end),
+            tables=table_addresses,
+            states=states,
+        )
+        scratch = library.grpo_scratch(self._model, len(rows), rows.cache.num_columns)
+        self._scratch = torch.empty(scratch, dtype=torch.uint8)
+        self._held = (rows, rules, banned, arrays)
+
+    def sample(self) -> None:
+        """Does what `Batch._sample` does, where neither top-k nor top-p removes anything."""
+        self._library.grpo_sample(ctypes.byref(self._rows), ctypes.byref(self._rules), self._scratch.data_ptr())
+
+    def decode(self, rotary: tuple[Tensor, Tensor], column: int) -> None:
+        """Runs the sampled tokens of all open rows, which makes the logits of the next.
+
+        Args:
+            rotary: of `Decoder.rotary_table`, for all positions that rows can have.
+            column: of the cache, that the tokens take.
+        """
+        cos, sin = map(_address, rotary)
+        self._library.grpo_decode(self._model, ctypes.byref(self._rows), cos, sin, column, self._scratch.data_ptr())
+
+
+def _layer(layer: Layer) -> ctypes.Structure:
+    def linear(part: Linear) -> ctypes.Structure:
+        return _Linear(_address(part.weight), _address(part.bias))
+
+    norms = (layer.attention_norm, layer.mlp_norm, layer.head_norm)
+    linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    return _Layer(*map(_address, norms), *map(linear, linears))
+
+
+def _head_size(config: Any, layers: Sequence[Layer]) -> int:
+    return len(layers[0].qkv.weight) // (config.num_attention_heads + 2 * config.num_key_value_heads)
