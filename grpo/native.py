@@ -9,14 +9,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import torch
 
-LANES = 8  # of a vector, as in vectors.h
 _HEADER = Path(__file__).with_name("vectors.h")  # what the sources share
-_FLAGS = ("-O3", "-mavx2", "-mfma", "-ffp-contract=fast", "-fPIC", "-shared")
+_FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-mfma")
+_VECTORS = {8: ("-mavx2",), 16: ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")}  # by LANES of vectors.h
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 120
 
@@ -25,15 +26,26 @@ class KernelUnavailable(Exception):
     """This machine could run the code, but cannot compile or load it; says why."""
 
 
-def has_avx2() -> bool:
-    """Whether this is an x86 processor with the instructions that the sources are made of."""
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return is_x86 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+def vector_lanes() -> tuple[int, ...]:
+    """Of the vectors of float32 that this processor computes with and the sources know, the most first; maybe none."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ()
+    return {"AVX2": (8,), "AVX512": (16, 8)}.get(torch.backends.cpu.get_cpu_capability(), ())
+
+
+def lanes_for(sizes: Iterable[int]) -> int | None:
+    """The most lanes that divide all of these; None where a vector does not, or the processor has none."""
+    sizes = tuple(sizes)
+    return next((lanes for lanes in vector_lanes() if all(size % lanes == 0 for size in sizes)), None)
 
 
 @cache
-def load_library(source: Path) -> ctypes.CDLL:
+def load_library(source: Path, lanes: int) -> ctypes.CDLL:
     """A C file as a library, compiled now, in a second or two, if it is not yet in the user's cache folder.
+
+    Args:
+        source: which uses vectors.h.
+        lanes: one of `vector_lanes`.
 
     Raises:
         KernelUnavailable: no C compiler, or one that does not compile it; or what it made cannot be loaded.
@@ -41,9 +53,9 @@ def load_library(source: Path) -> ctypes.CDLL:
     try:
         folder = _cache_folder()
         if folder is not None:
-            return _load(_compiled(source, folder))
+            return _load(_compiled(source, lanes, folder))
         with tempfile.TemporaryDirectory(prefix="grpo-", ignore_cleanup_errors=True) as scratch:
-            return _load(_compiled(source, Path(scratch)))  # once it is loaded, nobody reads the file
+            return _load(_compiled(source, lanes, Path(scratch)))  # once it is loaded, nobody reads the file
     except OSError as error:
         raise KernelUnavailable(f"a compiled {source.name} can be kept nowhere: {error}") from error
 
@@ -57,7 +69,7 @@ def _load(path: Path) -> ctypes.CDLL:
         ) from error
 
 
-def _compiled(source: Path, folder: Path) -> Path:
+def _compiled(source: Path, lanes: int, folder: Path) -> Path:
     """The shared library, made if it is not in the folder; several processes may make it at once."""
     named = os.environ.get("CC")
     compiler = named.split() if named else [path for path in map(shutil.which, _COMPILERS) if path][:1]
@@ -66,7 +78,7 @@ def _compiled(source: Path, folder: Path) -> Path:
             f"no C compiler is found, as CC or as {', '.join(_COMPILERS)}; install one, or use "
             "hardware.compiled_kernels=false"
         )
-    command = [*compiler, *_FLAGS]
+    command = [*compiler, *_FLAGS, *_VECTORS[lanes]]
     # Home folders may be shared by machines.
     made_of = [source.read_text(), _HEADER.read_text(), *command, *platform.libc_ver()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]

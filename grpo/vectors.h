@@ -1,27 +1,76 @@
-/* What the C files share: vectors of eight float32 on an x86 CPU with AVX2. `grpo/native.py` has them compiled. */
+/* What the C files share: vectors of float32 on an x86 CPU, sixteen with AVX512 and eight with AVX2. `grpo/native.py` has
+ * them compiled, for each as far as the machine can run it. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 8
 #define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 
 typedef int64_t i64;
+
+#ifdef __AVX512F__
+
+#define LANES 16
+typedef __m512 vec;
+
+INLINE vec zero(void) { return _mm512_setzero_ps(); }
+INLINE vec all(float x) { return _mm512_set1_ps(x); }
+INLINE vec load(const float *from) { return _mm512_loadu_ps(from); }
+INLINE void store(float *to, vec v) { _mm512_storeu_ps(to, v); }
+INLINE vec multiply_add(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec larger(vec a, vec b) { return _mm512_max_ps(a, b); } /* b if either is nan, as with smaller */
+INLINE vec smaller(vec a, vec b) { return _mm512_min_ps(a, b); }
+INLINE vec nearest(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vec times_power_of_two(vec x, vec n) { return _mm512_scalef_ps(x, n); }
+INLINE vec zero_where_less(vec v, vec x, float bound) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(bound), _CMP_NLT_UQ), v);
+}
+INLINE __m256 halves(vec v) {
+    return _mm512_castps512_ps256(v) + _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+}
+
+#else
+
+#define LANES 8
 typedef __m256 vec;
 
+INLINE vec zero(void) { return _mm256_setzero_ps(); }
+INLINE vec all(float x) { return _mm256_set1_ps(x); }
+INLINE vec load(const float *from) { return _mm256_loadu_ps(from); }
+INLINE void store(float *to, vec v) { _mm256_storeu_ps(to, v); }
+INLINE vec multiply_add(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec larger(vec a, vec b) { return _mm256_max_ps(a, b); } /* b if either is nan, as with smaller */
+INLINE vec smaller(vec a, vec b) { return _mm256_min_ps(a, b); }
+INLINE vec nearest(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vec times_power_of_two(vec x, vec n) {
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return x * _mm256_castsi256_ps(power);
+}
+INLINE vec zero_where_less(vec v, vec x, float bound) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, all(bound), _CMP_NLT_UQ), v);
+}
+INLINE __m256 halves(vec v) { return v; }
+
+#endif
+
+/* A quarter of the sum in each lane. */
+INLINE __m128 quarters(vec v) {
+    __m256 half = halves(v);
+    return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+}
+
 INLINE float total(vec v) {
-    __m128 sums = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 sums = quarters(v);
     sums = _mm_hadd_ps(sums, sums);
     return _mm_cvtss_f32(_mm_hadd_ps(sums, sums));
 }
 
 /* exp to 2 units in the last place (Cephes' polynomial); 0 below -87, its value at 88 above, and nan stays nan. */
-INLINE vec exponential(vec x) {
-    vec kept = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_NLT_UQ);
-    x = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), x));
-    vec n = _mm256_round_ps(x * 1.44269504088896341f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+INLINE vec exponential(vec given) {
+    vec x = smaller(all(88.0f), larger(all(-87.0f), given));
+    vec n = nearest(x * 1.44269504088896341f);
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
     y = y * r + 8.3334519073e-3f;
@@ -29,6 +78,5 @@ INLINE vec exponential(vec x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_and_ps(kept, y * _mm256_castsi256_ps(power));
+    return zero_where_less(times_power_of_two(y, n), given, -87.0f);
 }

@@ -1,4 +1,4 @@
-/* What a decoder layer does between its matrix products, and back, on one core of an x86 CPU with AVX2.
+/* What a decoder layer does between its matrix products, and back, on one core of an x86 CPU.
  *
  * `grpo/policy/compiled_layer.py` has this file compiled, calls it without Python's lock, and leaves the products of states and
  * weights to torch. Sequences are packed as `grpo.policy.attention` packs them.
@@ -26,14 +26,14 @@ typedef struct {
 /* Root mean square norm, arXiv 1910.07467: out = x * scale * weight; the scale of every row is written too. */
 void grpo_norm(const float *x, const float *weight, float *out, float *scales, i64 rows, i64 size, float eps) {
     for (i64 r = 0; r < rows; r++, x += size, out += size) {
-        vec sum = _mm256_setzero_ps();
+        vec sum = zero();
         for (i64 i = 0; i < size; i += LANES) {
-            vec v = _mm256_loadu_ps(x + i);
+            vec v = load(x + i);
             sum += v * v;
         }
         scales[r] = 1.0f / sqrtf(total(sum) / size + eps);
         for (i64 i = 0; i < size; i += LANES)
-            _mm256_storeu_ps(out + i, _mm256_loadu_ps(x + i) * scales[r] * _mm256_loadu_ps(weight + i));
+            store(out + i, load(x + i) * scales[r] * load(weight + i));
     }
 }
 
@@ -41,17 +41,17 @@ void grpo_norm(const float *x, const float *weight, float *out, float *scales, i
 void grpo_norm_backward(const float *grad, const float *x, const float *weight, const float *scales, float *grad_x,
                         float *grad_weight, i64 rows, i64 size) {
     for (i64 r = 0; r < rows; r++, x += size, grad += size, grad_x += size) {
-        vec sum = _mm256_setzero_ps();
+        vec sum = zero();
         float scale = scales[r];
         for (i64 i = 0; i < size; i += LANES) {
-            vec v = _mm256_loadu_ps(x + i), g = _mm256_loadu_ps(grad + i);
-            sum += v * g * _mm256_loadu_ps(weight + i);
-            _mm256_storeu_ps(grad_weight + i, _mm256_loadu_ps(grad_weight + i) + g * v * scale);
+            vec v = load(x + i), g = load(grad + i);
+            sum += v * g * load(weight + i);
+            store(grad_weight + i, load(grad_weight + i) + g * v * scale);
         }
         float mean = total(sum) * scale * scale * scale / size;
         for (i64 i = 0; i < size; i += LANES) {
-            vec own = _mm256_loadu_ps(grad + i) * _mm256_loadu_ps(weight + i) * scale - _mm256_loadu_ps(x + i) * mean;
-            _mm256_storeu_ps(grad_x + i, _mm256_loadu_ps(grad_x + i) + own);
+            vec own = load(grad + i) * load(weight + i) * scale - load(x + i) * mean;
+            store(grad_x + i, load(grad_x + i) + own);
         }
     }
 }
@@ -59,19 +59,19 @@ void grpo_norm_backward(const float *grad, const float *x, const float *weight, 
 /* out = silu(gate) * up */
 void grpo_gate(const float *gate, const float *up, float *out, i64 size) {
     for (i64 i = 0; i < size; i += LANES) {
-        vec x = _mm256_loadu_ps(gate + i);
-        _mm256_storeu_ps(out + i, x / (exponential(-x) + 1.0f) * _mm256_loadu_ps(up + i));
+        vec x = load(gate + i);
+        store(out + i, x / (exponential(-x) + 1.0f) * load(up + i));
     }
 }
 
 /* The gradient becomes the gate's output again. */
 void grpo_gate_backward(float *grad, const float *gate, const float *up, float *grad_gate, float *grad_up, i64 size) {
     for (i64 i = 0; i < size; i += LANES) {
-        vec x = _mm256_loadu_ps(gate + i), y = _mm256_loadu_ps(up + i), g = _mm256_loadu_ps(grad + i);
+        vec x = load(gate + i), y = load(up + i), g = load(grad + i);
         vec share = 1.0f / (exponential(-x) + 1.0f), silu = x * share;
-        _mm256_storeu_ps(grad_up + i, g * silu);
-        _mm256_storeu_ps(grad_gate + i, g * y * share * (1.0f + x * (1.0f - share)));
-        _mm256_storeu_ps(grad + i, silu * y);
+        store(grad_up + i, g * silu);
+        store(grad_gate + i, g * y * share * (1.0f + x * (1.0f - share)));
+        store(grad + i, silu * y);
     }
 }
 
@@ -95,17 +95,17 @@ INLINE void tile(int rows, int vectors, const float *a, i64 row, i64 column, con
     vec sum[4][2];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++)
-            sum[i][j] = adds ? _mm256_loadu_ps(out + i * ldo + j * LANES) : _mm256_setzero_ps();
+            sum[i][j] = adds ? load(out + i * ldo + j * LANES) : zero();
     for (i64 p = 0; p < k; p++) {
         vec right[2];
-        UNROLL for (int j = 0; j < vectors; j++) right[j] = _mm256_loadu_ps(b + p * ldb + j * LANES);
+        UNROLL for (int j = 0; j < vectors; j++) right[j] = load(b + p * ldb + j * LANES);
         UNROLL for (int i = 0; i < rows; i++) {
-            vec left = _mm256_broadcast_ss(a + i * row + p * column);
-            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = _mm256_fmadd_ps(left, right[j], sum[i][j]);
+            vec left = all(a[i * row + p * column]);
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = multiply_add(left, right[j], sum[i][j]);
         }
     }
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++) _mm256_storeu_ps(out + i * ldo + j * LANES, sum[i][j]);
+        UNROLL for (int j = 0; j < vectors; j++) store(out + i * ldo + j * LANES, sum[i][j]);
 }
 
 /* out[m, n] = a[m, k] b[k, n], or adds that; n is a multiple of LANES, and a's rows and columns are any distance apart. */
@@ -171,15 +171,15 @@ void grpo_attention(const Segment *segments, i64 num_segments, const Heads *all,
                         float *row = scores + r * ld, highest = row[0];
                         for (i64 j = seen + r + 1; j < most; j++) row[j] = -INFINITY;
                         for (i64 j = 0; j < most; j++) highest = row[j] > highest ? row[j] : highest;
-                        vec sum = _mm256_setzero_ps();
+                        vec sum = zero();
                         for (i64 j = 0; j < most; j += LANES) {
-                            vec p = exponential((_mm256_loadu_ps(row + j) - highest) * heads.scale);
-                            _mm256_storeu_ps(row + j, p);
+                            vec p = exponential((load(row + j) - highest) * heads.scale);
+                            store(row + j, p);
                             sum += p;
                         }
                         float whole = total(sum);
                         for (i64 j = 0; j < most; j += LANES)
-                            _mm256_storeu_ps(row + j, _mm256_loadu_ps(row + j) / whole);
+                            store(row + j, load(row + j) / whole);
                         sums[(segment.start + begin + r) * num_heads + h] = highest * heads.scale + logf(whole);
                     }
                     product(scores, ld, 1, values, size, out + offset, width, rows, size, most, 0);
@@ -216,14 +216,14 @@ void grpo_attention_backward(const Segment *segments, i64 num_segments, const He
                         float *row = scores + r * ld, *own = grads + r * ld;
                         float sum = sums[(segment.start + begin + r) * num_heads + h];
                         for (i64 j = seen + r + 1; j < most; j++) row[j] = -INFINITY;
-                        vec found = _mm256_setzero_ps();
+                        vec found = zero();
                         for (i64 d = 0; d < size; d += LANES)
-                            found += _mm256_loadu_ps(g + r * width + d) * _mm256_loadu_ps(out + offset + r * width + d);
+                            found += load(g + r * width + d) * load(out + offset + r * width + d);
                         float mean = total(found);
                         for (i64 j = 0; j < most; j += LANES) {
-                            vec p = exponential(_mm256_loadu_ps(row + j) * heads.scale - sum);
-                            _mm256_storeu_ps(row + j, p);
-                            _mm256_storeu_ps(own + j, p * (_mm256_loadu_ps(own + j) - mean) * heads.scale);
+                            vec p = exponential(load(row + j) * heads.scale - sum);
+                            store(row + j, p);
+                            store(own + j, p * (load(own + j) - mean) * heads.scale);
                         }
                     }
                     product(scores, 1, ld, g, width, own_value, size, most, size, rows, 1);

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from grpo.native import LANES, has_avx2, load_library
+from grpo.native import lanes_for, load_library
 from grpo.policy.attention import PackedLayout
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class _Heads(ctypes.Structure):
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = load_library(Path(__file__).with_name("compiled_layer.c"))
+def _library(lanes: int) -> ctypes.CDLL:
+    library = load_library(Path(__file__).with_name("compiled_layer.c"), lanes)
     for name, *arguments in (
         ("grpo_norm", *[_ADDRESS] * 4, _COUNT, _COUNT, _FLOAT),
         ("grpo_norm_backward", *[_ADDRESS] * 6, _COUNT, _COUNT),
@@ -53,10 +53,10 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _call(name: str, *arguments: Tensor | float) -> None:
+def _call(lanes: int, name: str, *arguments: Tensor | float) -> None:
     """Calls a function of compiled_layer.c, with the addresses of tensors."""
     assert all(each.is_contiguous() for each in arguments if isinstance(each, Tensor))
-    getattr(_library(), name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+    getattr(_library(lanes), name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
 
 
 class _Weights(NamedTuple):
@@ -106,6 +106,7 @@ class _Sequences:
         heads: shapes of attention.
         cos, sin: [N, D] of the angles that queries and keys are rotated by.
         eps: of the norms.
+        lanes: of the vectors to compute with, see `load_library`.
     """
 
     segments: Tensor
@@ -113,31 +114,37 @@ class _Sequences:
     cos: Tensor
     sin: Tensor
     eps: float
+    lanes: int
+
+    def call(self, name: str, *arguments: Tensor | float) -> None:
+        """Calls a function of compiled_layer.c."""
+        _call(self.lanes, name, *arguments)
 
     def rotate(self, states: Tensor, direction: int) -> None:
         """[N, heads * D] in place, forth by 1 and back by -1."""
         size = self.heads.size
-        _call("grpo_rotate", states, self.cos, self.sin, len(states), states.shape[1] // size, size, direction)
+        self.call("grpo_rotate", states, self.cos, self.sin, len(states), states.shape[1] // size, size, direction)
 
     def attention(self, name: str, *tensors: Tensor) -> None:
         """Calls a function of compiled_layer.c that goes through the segments."""
         heads = ctypes.addressof(self.heads)
-        size = _library().grpo_attention_scratch(heads)
+        size = _library(self.lanes).grpo_attention_scratch(heads)
         scratch = torch.empty(size, dtype=torch.float32, device="cpu")
-        _call(name, self.segments, len(self.segments), heads, *tensors, scratch)
+        self.call(name, self.segments, len(self.segments), heads, *tensors, scratch)
 
     def norm(self, states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """[N, H] normed, and [N] what its rows were multiplied by."""
         out, scales = torch.empty_like(states), states.new_empty(len(states))
-        _call("grpo_norm", states, weight, out, scales, *states.shape, self.eps)
+        self.call("grpo_norm", states, weight, out, scales, *states.shape, self.eps)
         return out, scales
 
-
-def _norm_backward(grad: Tensor, states: Tensor, weight: Tensor, scales: Tensor, grad_states: Tensor) -> Tensor:
-    """[H] gradient of the weight; that of the states is added to `grad_states`."""
-    grad_weight = torch.zeros_like(weight)
-    _call("grpo_norm_backward", grad, states, weight, scales, grad_states, grad_weight, *states.shape)
-    return grad_weight
+    def norm_backward(
+        self, grad: Tensor, states: Tensor, weight: Tensor, scales: Tensor, grad_states: Tensor
+    ) -> Tensor:
+        """[H] gradient of the weight; that of the states is added to `grad_states`."""
+        grad_weight = torch.zeros_like(weight)
+        self.call("grpo_norm_backward", grad, states, weight, scales, grad_states, grad_weight, *states.shape)
+        return grad_weight
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -158,7 +165,7 @@ def _run(sequences: _Sequences, states: Tensor, weights: _Weights) -> tuple[Tens
     normed, mlp_scales = sequences.norm(middle, weights.mlp_norm)
     gate, up = normed @ weights.gate.T, normed @ weights.up.T
     gated = torch.empty_like(gate)
-    _call("grpo_gate", gate, up, gated, gate.numel())
+    sequences.call("grpo_gate", gate, up, gated, gate.numel())
     kept = _Kept(states, attention_scales, query, key, value, attended, sums, middle, mlp_scales, gate, up)
     return torch.addmm(middle, gated, weights.down.T), kept
 
@@ -167,13 +174,13 @@ def _run_back(sequences: _Sequences, grad: Tensor, kept: _Kept, weights: _Weight
     """[N, H] gradient of the states before the layer, and those of the weights, from that of the states after it."""
     gated = grad @ weights.down  # the gradient of what it becomes
     grad_gate, grad_up = torch.empty_like(kept.gate), torch.empty_like(kept.up)
-    _call("grpo_gate_backward", gated, kept.gate, kept.up, grad_gate, grad_up, gated.numel())
+    sequences.call("grpo_gate_backward", gated, kept.gate, kept.up, grad_gate, grad_up, gated.numel())
     down = grad.T @ gated
     normed, _ = sequences.norm(kept.middle, weights.mlp_norm)
     gate, up = grad_gate.T @ normed, grad_up.T @ normed
     grad_states = grad.clone()
     grad_normed = torch.mm(grad_gate, weights.gate).addmm_(grad_up, weights.up)
-    mlp_norm = _norm_backward(grad_normed, kept.middle, weights.mlp_norm, kept.mlp_scales, grad_states)
+    mlp_norm = sequences.norm_backward(grad_normed, kept.middle, weights.mlp_norm, kept.mlp_scales, grad_states)
 
     output = grad_states.T @ kept.attended
     query, key, value = torch.empty_like(kept.query), torch.zeros_like(kept.key), torch.zeros_like(kept.value)
@@ -183,7 +190,7 @@ def _run_back(sequences: _Sequences, grad: Tensor, kept: _Kept, weights: _Weight
     sequences.rotate(key, -1)
     normed, _ = sequences.norm(kept.states, weights.attention_norm)
     grad_normed = torch.mm(query, weights.query).addmm_(key, weights.key).addmm_(value, weights.value)
-    attention_norm = _norm_backward(
+    attention_norm = sequences.norm_backward(
         grad_normed, kept.states, weights.attention_norm, kept.attention_scales, grad_states
     )
     return grad_states, _Weights(
@@ -222,7 +229,7 @@ class _Layer(torch.autograd.Function):
         return None, grad_states, *grad_weights
 
 
-def _forward(layer: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+def _forward(layer: Any, lanes: int, hidden_states: Tensor, **arguments: Any) -> Tensor:
     """`layer.forward`: compiled code where one thread runs a packed row in float32, all kept; else what it was."""
     layout: PackedLayout | None = arguments.get("packed_layout")
     is_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -233,12 +240,12 @@ def _forward(layer: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
         kv_heads=attention.config.num_key_value_heads,
         group=attention.num_key_value_groups,
         size=attention.head_dim,
-        longest=-(-layout.places.shape[1] // LANES) * LANES,
+        longest=-(-layout.places.shape[1] // lanes) * lanes,
         scale=attention.scaling,
     )
     cos, sin = (each[0].contiguous() for each in arguments["position_embeddings"])
     assert cos.shape == sin.shape == (hidden_states.shape[1], attention.head_dim)
-    sequences = _Sequences(layout.segments, heads, cos, sin, layer.input_layernorm.variance_epsilon)
+    sequences = _Sequences(layout.segments, heads, cos, sin, layer.input_layernorm.variance_epsilon, lanes)
     weights = _Weights(
         attention_norm=layer.input_layernorm.weight,
         query=attention.q_proj.weight,
@@ -256,19 +263,23 @@ def _forward(layer: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
     return cast(Tensor, cast(Any, _Layer).apply(sequences, hidden_states[0], *weights)).unsqueeze(0)
 
 
+def _lanes(model: PreTrainedModel) -> int | None:
+    config: Any = model.config
+    layers: Any = model.base_model.layers
+    return lanes_for((config.hidden_size, config.intermediate_size, layers[0].self_attn.head_dim))
+
+
 def fits(model: PreTrainedModel) -> bool:
-    """Whether the code is for this machine and this model: float32, sizes that eight divides, and no other layers."""
+    """Whether the code is for this machine and model: float32, sizes that vectors divide, and no other layers."""
     config: Any = model.config
     if config.model_type not in _MODEL_TYPES or config.hidden_act != "silu" or config.attention_dropout:
         return False
     layers: Any = model.base_model.layers
-    sizes = (config.hidden_size, config.intermediate_size, layers[0].self_attn.head_dim)
     more_biases = (layers[0].self_attn.o_proj.bias, layers[0].mlp.down_proj.bias)
     return (
         all(each.device.type == "cpu" and each.dtype == torch.float32 for each in model.parameters())
-        and all(size % LANES == 0 for size in sizes)
         and all(bias is None for bias in more_biases)
-        and has_avx2()
+        and _lanes(model) is not None
     )
 
 
@@ -278,6 +289,8 @@ def use_compiled_layers(model: PreTrainedModel) -> None:
     Raises:
         KernelUnavailable: see `load_library`.
     """
-    _library()
+    lanes = _lanes(model)
+    assert lanes is not None
+    _library(lanes)
     for layer in cast(Any, model).base_model.layers:
-        layer.forward = partial(_forward, layer)
+        layer.forward = partial(_forward, layer, lanes)

@@ -1,4 +1,4 @@
-/* Sampling on an x86 CPU with AVX2: a token for every row, and the rows through all layers, on one core.
+/* Sampling on an x86 CPU: a token for every row, and the rows through all layers, on one core.
  *
  * `grpo/rollout/kernel.py` has this file compiled and calls it twice a step, without Python's lock. It computes what
  * `Batch._sample` and `Decoder.forward` compute with torch's operations, in float32; those say what it means. Weights
@@ -60,18 +60,17 @@ typedef struct {
 } Rules;
 
 INLINE __m128 totals(const vec v[4]) {
-    __m128 half[4];
-    UNROLL for (int i = 0; i < 4; i++)
-        half[i] = _mm_add_ps(_mm256_castps256_ps128(v[i]), _mm256_extractf128_ps(v[i], 1));
-    return _mm_hadd_ps(_mm_hadd_ps(half[0], half[1]), _mm_hadd_ps(half[2], half[3]));
+    __m128 part[4];
+    UNROLL for (int i = 0; i < 4; i++) part[i] = quarters(v[i]);
+    return _mm_hadd_ps(_mm_hadd_ps(part[0], part[1]), _mm_hadd_ps(part[2], part[3]));
 }
 
 /* Of a multiple of LANES numbers. */
 static float maximum(const float *x, i64 size) {
-    vec high = _mm256_loadu_ps(x);
-    for (i64 i = LANES; i < size; i += LANES) high = _mm256_max_ps(high, _mm256_loadu_ps(x + i));
+    vec high = load(x);
+    for (i64 i = LANES; i < size; i += LANES) high = larger(high, load(x + i));
     float lanes[LANES], highest = -INFINITY;
-    _mm256_storeu_ps(lanes, high);
+    store(lanes, high);
     for (int i = 0; i < LANES; i++) highest = lanes[i] > highest ? lanes[i] : highest;
     return highest;
 }
@@ -82,17 +81,17 @@ INLINE void tile(int rows, const float *x, i64 ldx, const float *w, i64 ldw, i64
                  const float *residual, float *out, i64 ldo) {
     vec sum[3][4];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < 4; j++) sum[i][j] = _mm256_setzero_ps();
+        UNROLL for (int j = 0; j < 4; j++) sum[i][j] = zero();
     for (i64 p = 0; p < k; p += LANES) {
         vec states[3];
         UNROLL for (int i = 0; i < rows; i++) {
-            states[i] = _mm256_loadu_ps(x + i * ldx + p);
-            __asm__("" : "+x"(states[i]));
+            states[i] = load(x + i * ldx + p);
+            __asm__("" : "+v"(states[i]));
         }
         UNROLL for (int j = 0; j < 4; j++) {
-            vec weights = _mm256_loadu_ps(w + j * ldw + p);
-            __asm__("" : "+x"(weights));
-            UNROLL for (int i = 0; i < rows; i++) sum[i][j] = _mm256_fmadd_ps(states[i], weights, sum[i][j]);
+            vec weights = load(w + j * ldw + p);
+            __asm__("" : "+v"(weights));
+            UNROLL for (int i = 0; i < rows; i++) sum[i][j] = multiply_add(states[i], weights, sum[i][j]);
         }
     }
     UNROLL for (int i = 0; i < rows; i++) {
@@ -108,9 +107,9 @@ static void columns(const float *x, i64 ldx, const float *w, i64 ldw, const floa
                     float *out, i64 ldo, i64 m, i64 n0, i64 n1, i64 k) {
     for (i64 i = 0; i < m; i++)
         for (i64 j = n0; j < n1; j++) {
-            vec sum = _mm256_setzero_ps();
+            vec sum = zero();
             for (i64 p = 0; p < k; p += LANES)
-                sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + i * ldx + p), _mm256_loadu_ps(w + j * ldw + p), sum);
+                sum = multiply_add(load(x + i * ldx + p), load(w + j * ldw + p), sum);
             out[i * ldo + j] = total(sum) + (bias ? bias[j] : 0) + (residual ? residual[i * ldo + j] : 0);
         }
 }
@@ -155,14 +154,14 @@ static void linear(const float *x, i64 ldx, Linear layer, const float *residual,
 
 /* Root mean square norm, arXiv 1910.07467. */
 static void norm(const float *x, const float *weight, float *out, i64 size, float eps) {
-    vec sum = _mm256_setzero_ps();
+    vec sum = zero();
     for (i64 i = 0; i < size; i += LANES) {
-        vec v = _mm256_loadu_ps(x + i);
+        vec v = load(x + i);
         sum += v * v;
     }
     float scale = 1.0f / sqrtf(total(sum) / size + eps);
     for (i64 i = 0; i < size; i += LANES)
-        _mm256_storeu_ps(out + i, _mm256_loadu_ps(x + i) * scale * _mm256_loadu_ps(weight + i));
+        store(out + i, load(x + i) * scale * load(weight + i));
 }
 
 static void norms(const float *x, const float *weight, float *out, i64 rows, i64 size, float eps) {
@@ -184,21 +183,21 @@ INLINE void mix(int heads, int n, const float *probs, i64 ldp, const float *valu
                 const float *sums, float *out) {
     vec mixed[2][4];
     UNROLL for (int h = 0; h < heads; h++)
-        UNROLL for (int i = 0; i < n; i++) mixed[h][i] = _mm256_setzero_ps();
+        UNROLL for (int i = 0; i < n; i++) mixed[h][i] = zero();
     for (i64 s = 0; s < length; s++) {
         vec value[4];
         UNROLL for (int i = 0; i < n; i++) {
-            value[i] = _mm256_loadu_ps(values + s * size + i * LANES);
-            __asm__("" : "+x"(value[i]));
+            value[i] = load(values + s * size + i * LANES);
+            __asm__("" : "+v"(value[i]));
         }
         UNROLL for (int h = 0; h < heads; h++) {
-            vec p = _mm256_broadcast_ss(probs + h * ldp + s);
-            UNROLL for (int i = 0; i < n; i++) mixed[h][i] = _mm256_fmadd_ps(p, value[i], mixed[h][i]);
+            vec p = all(probs[h * ldp + s]);
+            UNROLL for (int i = 0; i < n; i++) mixed[h][i] = multiply_add(p, value[i], mixed[h][i]);
         }
     }
     UNROLL for (int h = 0; h < heads; h++)
         UNROLL for (int i = 0; i < n; i++)
-            _mm256_storeu_ps(out + h * size + i * LANES, mixed[h][i] / sums[h]);
+            store(out + h * size + i * LANES, mixed[h][i] / sums[h]);
 }
 
 /* Attention of g query heads [g, D] over `length` keys and values [length, D]; there is room for g rows of scores. */
@@ -210,11 +209,11 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (i64 h = 0; h < group; h++) {
         float *row = scores + h * ld;
         for (i64 s = length; s < ld; s++) row[s] = -INFINITY;
-        vec sum = _mm256_setzero_ps();
+        vec sum = zero();
         float highest = maximum(row, ld);
         for (i64 s = 0; s < ld; s += LANES) {
-            vec p = exponential((_mm256_loadu_ps(row + s) - highest) * scale);
-            _mm256_storeu_ps(row + s, p);
+            vec p = exponential((load(row + s) - highest) * scale);
+            store(row + s, p);
             sum += p;
         }
         sums[h] = total(sum);
@@ -224,15 +223,14 @@ static void attend(const float *query, const float *keys, const float *values, i
         for (i64 d = 0; d < size;) {
             const float *p = scores + h * ld, *v = values + d;
             float *o = out + h * size + d;
-            if (d + 4 * LANES <= size) {
-                if (heads == 2) mix(2, 4, p, ld, v, length, size, sums + h, o);
-                else mix(1, 4, p, ld, v, length, size, sums + h, o);
-                d += 4 * LANES;
-            } else {
-                if (heads == 2) mix(2, 1, p, ld, v, length, size, sums + h, o);
-                else mix(1, 1, p, ld, v, length, size, sums + h, o);
-                d += LANES;
-            }
+            int vectors = d + 4 * LANES <= size ? 4 : d + 2 * LANES <= size ? 2 : 1;
+            if (heads == 2 && vectors == 4) mix(2, 4, p, ld, v, length, size, sums + h, o);
+            else if (heads == 2 && vectors == 2) mix(2, 2, p, ld, v, length, size, sums + h, o);
+            else if (heads == 2) mix(2, 1, p, ld, v, length, size, sums + h, o);
+            else if (vectors == 4) mix(1, 4, p, ld, v, length, size, sums + h, o);
+            else if (vectors == 2) mix(1, 2, p, ld, v, length, size, sums + h, o);
+            else mix(1, 1, p, ld, v, length, size, sums + h, o);
+            d += vectors * LANES;
         }
         h += heads;
     }
@@ -267,8 +265,8 @@ static void gate(float *gate_up, i64 rows, i64 size) {
     for (i64 r = 0; r < rows; r++) {
         float *x = gate_up + r * 2 * size;
         for (i64 i = 0; i < size; i += LANES) {
-            vec v = _mm256_loadu_ps(x + i);
-            _mm256_storeu_ps(x + i, v / (exponential(-v) + 1.0f) * _mm256_loadu_ps(x + size + i));
+            vec v = load(x + i);
+            store(x + i, v / (exponential(-v) + 1.0f) * load(x + size + i));
         }
     }
 }
@@ -325,10 +323,10 @@ static i64 draw(float *logits, i64 size, const float *uniform, float *log_prob) 
     float greedy = logits[token];
     double all = 0;
     for (i64 b = 0; b < num_blocks; b++) {
-        vec sum = _mm256_setzero_ps();
+        vec sum = zero();
         for (i64 v = b * BLOCK; v < padded && v < (b + 1) * BLOCK; v += LANES) {
-            vec p = exponential(_mm256_loadu_ps(logits + v) - highest);
-            _mm256_storeu_ps(logits + v, p);
+            vec p = exponential(load(logits + v) - highest);
+            store(logits + v, p);
             sum += p;
         }
         cumulative[b] = all += total(sum);

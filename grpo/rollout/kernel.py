@@ -1,4 +1,4 @@
-"""Sampling by compiled code, on x86 CPUs with AVX2: `kernel.c`, what it needs, and how it is called.
+"""Sampling by compiled code, on x86 CPUs with AVX2 or AVX512: `kernel.c`, what it needs, and how it is called.
 
 A step of a small model is hundreds of operations of a few microseconds, and a core of a CPU reads a row's keys and
 values faster than torch's attention for one query does. The C code makes a step in two calls, without Python's lock.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo.native import LANES, has_avx2, load_library
+from grpo.native import lanes_for, load_library
 from grpo.rollout.stopping import StopRules
 from grpo.rollout.weights import Layer, Linear
 from grpo.types import Sampling
@@ -27,13 +27,8 @@ if TYPE_CHECKING:
 _SOURCE = Path(__file__).with_name("kernel.c")
 
 
-def suits_machine() -> bool:
-    """Whether the kernel was made for this processor; with AVX512 torch's products are twice as wide."""
-    return has_avx2() and torch.backends.cpu.get_cpu_capability() != "AVX512"
-
-
-def _library() -> ctypes.CDLL:
-    library = load_library(_SOURCE)
+def _library(lanes: int) -> ctypes.CDLL:
+    library = load_library(_SOURCE, lanes)
     library.grpo_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.grpo_scratch.restype = ctypes.c_int64
     library.grpo_sample.argtypes = [ctypes.c_void_p] * 3
@@ -102,7 +97,9 @@ class Kernel:
         Raises:
             KernelUnavailable: see `load_library`.
         """
-        self._library = _library()
+        lanes = _lanes(config, layers)
+        assert lanes is not None
+        self._library = _library(lanes)
         self._held = (layers, embedding, final_norm, head)
         self._layers = (_Layer * len(layers))(*map(_layer, layers))
         self._model = _Model(
@@ -122,14 +119,12 @@ class Kernel:
 
     @staticmethod
     def fits(config: Any, layers: Sequence[Layer], *, residual_dtype: torch.dtype) -> bool:
-        """Whether the code is for this machine and these weights: float32, and of sizes that eight divides."""
+        """Whether the code is for this machine and these weights: float32, and of sizes that its vectors divide."""
         weight = layers[0].qkv.weight
-        sizes = (config.hidden_size, config.intermediate_size, _head_size(config, layers))
         return (
             weight.device.type == "cpu"
             and weight.dtype == residual_dtype == torch.float32
-            and all(size % LANES == 0 for size in sizes)
-            and suits_machine()
+            and _lanes(config, layers) is not None
         )
 
     def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundKernel:
@@ -209,6 +204,10 @@ def _layer(layer: Layer) -> ctypes.Structure:
     norms = (layer.attention_norm, layer.mlp_norm, layer.head_norm)
     linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
     return _Layer(*map(_address, norms), *map(linear, linears))
+
+
+def _lanes(config: Any, layers: Sequence[Layer]) -> int | None:
+    return lanes_for((config.hidden_size, config.intermediate_size, _head_size(config, layers)))
 
 
 def _head_size(config: Any, layers: Sequence[Layer]) -> int:

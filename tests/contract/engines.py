@@ -30,7 +30,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo.rollout.kernel import suits_machine
+from grpo.native import vector_lanes
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Engine, SampleKey, TrainBatch
 
@@ -151,7 +151,7 @@ def vllm_child_engine(model: Any, tokenizer: Any, end_ids: Sequence[int], cache_
 
 
 ENGINES = [pytest.param(EngineKind(torch_engine, tolerance=1e-5), id="torch")]
-if suits_machine():
+if vector_lanes():
     ENGINES.append(pytest.param(EngineKind(kernel_engine, tolerance=1e-5), id="torch_kernel"))
 if gpu_device() is not None:
     ENGINES.append(pytest.param(EngineKind(gpu_engine, tolerance=1e-4), id="torch_gpu", marks=pytest.mark.gpu))

@@ -26,16 +26,29 @@ from grpo.rollout.decoder import Decoder
 from grpo.types import TrainBatch
 from tests.unit.policy.batches import gradients_of_update, grouped_batch, make_policy, tiny_model
 
-pytestmark = pytest.mark.skipif(not native.has_avx2(), reason="the code is for x86 CPUs with AVX2")
+pytestmark = pytest.mark.skipif(not native.vector_lanes(), reason="the code is for x86 CPUs with AVX2")
 
 VOCAB = 61
-SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 72}
+WIDEST, NARROWEST = max(native.vector_lanes(), default=8), 8  # lanes of vectors
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "num_hidden_layers": 2,
+    "hidden_size": 6 * WIDEST,
+    "intermediate_size": 9 * WIDEST,
+}
+NARROW = {**SHAPE, "hidden_size": 6 * NARROWEST, "intermediate_size": 9 * NARROWEST}
 # Query heads a key-value head: 1, 2, 3 and 4. Head sizes in and out of pairs of registers, and other than H / heads.
 MODELS = {
     "one": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, num_attention_heads=2, num_key_value_heads=2)),
     "two": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_attention_heads=6, num_key_value_heads=3)),
     "three": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_attention_heads=3, num_key_value_heads=1)),
-    "four": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=1, head_dim=32)),
+    "four": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=1, head_dim=4 * WIDEST)
+    ),
+    "narrow": lambda: Qwen2ForCausalLM(Qwen2Config(**NARROW, num_attention_heads=6, num_key_value_heads=3)),
+    "narrow four": lambda: LlamaForCausalLM(
+        LlamaConfig(**NARROW, num_attention_heads=4, num_key_value_heads=1, head_dim=4 * NARROWEST)
+    ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -103,9 +116,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the functions of C that are called."""
     names: list[str] = []
 
-    def call(name: str, *arguments: Any) -> None:
+    def call(lanes: int, name: str, *arguments: Any) -> None:
         names.append(name)
-        original(name, *arguments)
+        original(lanes, name, *arguments)
 
     original = compiled_layer._call
     monkeypatch.setattr(compiled_layer, "_call", call)
@@ -160,13 +173,14 @@ def test_large_scores_and_gates_overflow_nowhere() -> None:
         assert (gradients[key] - gradient).norm() <= 1e-2 * gradient.norm(), key
 
 
-def test_a_gates_derivative_is_exact_where_it_is_flat() -> None:
+@pytest.mark.parametrize("lanes", native.vector_lanes())
+def test_a_gates_derivative_is_exact_where_it_is_flat(lanes: int) -> None:
     gate = torch.tensor(
         [-1e9, -300.0, -20.0, -1.0, 0.0, 1.0, 20.0, 300.0, 1e5, 1e9, 3e37, 88.0, -88.0, 87.5, -87.5, 5.0]
     )
     up, grad = torch.full_like(gate, 3.0), torch.full_like(gate, 2.0)
     grad_gate, grad_up, out = torch.empty_like(gate), torch.empty_like(gate), grad.clone()
-    compiled_layer._call("grpo_gate_backward", out, gate, up, grad_gate, grad_up, len(gate))
+    compiled_layer._call(lanes, "grpo_gate_backward", out, gate, up, grad_gate, grad_up, len(gate))
     exact, exact_up = gate.double().requires_grad_(), up.double().requires_grad_()
     gated = torch.nn.functional.silu(exact) * exact_up
     gated.backward(grad.double())
@@ -295,8 +309,9 @@ def test_elsewhere_the_layers_are_what_they_were(calls: list[str]) -> None:
         (LlamaConfig(**SHAPE, num_attention_heads=2, mlp_bias=True), False),
         (LlamaConfig(**SHAPE, num_attention_heads=2, hidden_act="gelu"), False),
         (LlamaConfig(**SHAPE, num_attention_heads=2, attention_dropout=0.1), False),
-        (LlamaConfig(**SHAPE, num_attention_heads=4), False),  # heads of 12
-        (LlamaConfig(**{**SHAPE, "intermediate_size": 70}, num_attention_heads=2), False),
+        (LlamaConfig(**NARROW, num_attention_heads=2), True),
+        (LlamaConfig(**NARROW, num_attention_heads=4), False),  # heads of 12
+        (LlamaConfig(**{**NARROW, "intermediate_size": 70}, num_attention_heads=2), False),
         (Qwen3Config(**SHAPE, num_attention_heads=2, head_dim=24), False),
     ],
 )
@@ -331,7 +346,7 @@ def test_every_replica_goes_through_them(calls: list[str], monkeypatch: pytest.M
     policy._workers = made[0]
     layers = [layer for each in made[0].models for layer in each.model.layers]
     assert len(layers) == 4
-    assert all(layer.forward.args == (layer,) for layer in layers)
+    assert all(layer.forward.args[0] is layer for layer in layers)
     torch.set_num_threads(2)  # of which each replica is given one
     shares: list[int] = []
     run = made[0].run

@@ -18,18 +18,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from grpo import native
 from grpo.config import compose_run_config
-from grpo.native import KernelUnavailable
+from grpo.native import KernelUnavailable, vector_lanes
 from grpo.rl.log_probs import TokenDistribution
 from grpo.rollout.batch import Batch, Rows
 from grpo.rollout.build import build_engine
 from grpo.rollout.decoder import Decoder, KeyValueCache
-from grpo.rollout.kernel import suits_machine
 from grpo.rollout.sampling import sample_tokens, uniforms
 from grpo.rollout.stopping import StopRules
 from grpo.types import SampleKey, Sampling
 from tests.contract.engines import kernel_engine, keys_of, merged_tokenizer, tiny_model, torch_engine
 
-pytestmark = pytest.mark.skipif(not suits_machine(), reason="the kernel is for x86 CPUs with AVX2")
+pytestmark = pytest.mark.skipif(not vector_lanes(), reason="the kernel is for x86 CPUs with AVX2")
 
 TOKENIZER = merged_tokenizer()
 CPU = torch.device("cpu")
@@ -81,7 +80,17 @@ MODELS = {
         )
     ),
 }
+# The same of sizes that vectors of 16 divide, too.
+MODELS["one, wide"] = lambda: _with_sizes("one", hidden_size=64, intermediate_size=80)
+MODELS["two, wide"] = lambda: _with_sizes("two", hidden_size=192, intermediate_size=208)
+MODELS["seven, wide"] = lambda: _with_sizes("seven", hidden_size=896, intermediate_size=144)
 every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def _with_sizes(name: str, **sizes: int) -> Any:
+    model = MODELS[name]()
+    known = {key: value for key, value in model.config.to_dict().items() if key != "head_dim"}
+    return type(model)(type(model.config)(**{**known, **sizes}))
 
 
 def random_model(name: str) -> Any:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
+from grpo.native import vector_lanes
 from grpo.policy.forward import ForwardSettings, response_log_probs
 from grpo.policy.packing import collate
 from grpo.rl.log_probs import TokenDistribution
 from grpo.rollout import batch, workers
 from grpo.rollout.decoder import Decoder, KeyValueCache, check_supported
-from grpo.rollout.kernel import suits_machine
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Sampling
 from tests.contract.engines import (
@@ -220,7 +220,7 @@ def test_a_prompt_that_waits_for_a_row_is_not_taken_for_another() -> None:
 def test_a_cache_that_starts_anew_while_a_row_stays_free(use_kernel: bool) -> None:
     # 154 positions are 2 rows. Both end in one look, one sample is left, and a row stays where its last one began.
     script = token_ids(TOKENIZER, [*map(chr, range(48, 123)), EOS])
-    if use_kernel and not suits_machine():
+    if use_kernel and not vector_lanes():
         pytest.skip("the kernel is for x86 CPUs with AVX2")
     model = scripted_model(TOKENIZER, script)
     engine = torch_engine(model, TOKENIZER, script[-1:], cache_tokens=154, use_kernel=use_kernel)

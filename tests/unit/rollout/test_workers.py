@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from grpo.native import vector_lanes
 from grpo.rollout import workers
 from grpo.rollout.batch import Batch, Request
 from grpo.rollout.decoder import Decoder
-from grpo.rollout.kernel import BoundKernel, suits_machine
+from grpo.rollout.kernel import BoundKernel
 from grpo.rollout.workers import num_workers, split, suits_one_core
 from grpo.types import Completion, SampleKey, Sampling
 from tests.contract.engines import keys_of, merged_tokenizer, tiny_model, torch_engine
@@ -22,7 +23,7 @@ TOKENIZER = merged_tokenizer()
 PROMPTS = [[5 + place] * (3 + place % 7) for place in range(16)]
 ENDS = range(0, 320, 16)  # a twentieth of the vocabulary: lengths vary
 SAMPLING = Sampling(max_tokens=40)
-needs_kernel = pytest.mark.skipif(not suits_machine(), reason="the kernel is for x86 CPUs with AVX2")
+needs_kernel = pytest.mark.skipif(not vector_lanes(), reason="the kernel is for x86 CPUs with AVX2")
 
 
 @pytest.fixture(autouse=True)
