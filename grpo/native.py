@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -40,22 +40,24 @@ def lanes_for(sizes: Iterable[int]) -> int | None:
 
 
 @cache
-def load_library(source: Path, lanes: int) -> ctypes.CDLL:
+def load_library(source: Path, lanes: int, *flags: str) -> ctypes.CDLL:
     """A C file as a library, compiled now, in a second or two, if it is not yet in the user's cache folder.
 
     Args:
         source: which uses vectors.h.
         lanes: one of `vector_lanes`.
+        flags: for the compiler, beside its own.
 
     Raises:
         KernelUnavailable: no C compiler, or one that does not compile it; or what it made cannot be loaded.
     """
+    command = [*_compiler(), *_FLAGS, *_VECTORS[lanes], *flags]
     try:
         folder = _cache_folder()
         if folder is not None:
-            return _load(_compiled(source, lanes, folder))
+            return _load(_compiled(source, command, folder))
         with tempfile.TemporaryDirectory(prefix="grpo-", ignore_cleanup_errors=True) as scratch:
-            return _load(_compiled(source, lanes, Path(scratch)))  # once it is loaded, nobody reads the file
+            return _load(_compiled(source, command, Path(scratch)))  # once it is loaded, nobody reads the file
     except OSError as error:
         raise KernelUnavailable(f"a compiled {source.name} can be kept nowhere: {error}") from error
 
@@ -69,8 +71,7 @@ def _load(path: Path) -> ctypes.CDLL:
         ) from error
 
 
-def _compiled(source: Path, lanes: int, folder: Path) -> Path:
-    """The shared library, made if it is not in the folder; several processes may make it at once."""
+def _compiler() -> list[str]:
     named = os.environ.get("CC")
     compiler = named.split() if named else [path for path in map(shutil.which, _COMPILERS) if path][:1]
     if not compiler:
@@ -78,7 +79,11 @@ def _compiled(source: Path, lanes: int, folder: Path) -> Path:
             f"no C compiler is found, as CC or as {', '.join(_COMPILERS)}; install one, or use "
             "hardware.compiled_kernels=false"
         )
-    command = [*compiler, *_FLAGS, *_VECTORS[lanes]]
+    return compiler
+
+
+def _compiled(source: Path, command: Sequence[str], folder: Path) -> Path:
+    """The shared library, made if it is not in the folder; several processes may make it at once."""
     # Home folders may be shared by machines.
     made_of = [source.read_text(), _HEADER.read_text(), *command, *platform.libc_ver()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_16 _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
 typedef int64_t i64;

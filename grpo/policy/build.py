@@ -63,6 +63,7 @@ def build_policy(
         min_tokens=sampling.min_tokens,
         compute_dtype=compute,
         head_chunk_tokens=cfg.hardware.head_chunk_tokens,
+        compiled=cfg.hardware.compiled_kernels,
     )
     policy = Policy(
         model,

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.bfloat16 import fast_products
 from grpo.policy.attention import packed_arguments
 from grpo.policy.packing import MicroBatch
+from grpo.products import fast_products
 from grpo.rl.chunked_head import chunked_log_probs
 from grpo.rl.log_probs import TokenDistribution
 
@@ -28,12 +28,14 @@ class ForwardSettings:
         min_tokens: response positions below it cannot end the sequence.
         compute_dtype: of matrix products; weights of another dtype are cast on the way.
         head_chunk_tokens: tokens whose logits exist at once.
+        compiled: whether matrix products may be compiled code of ours.
     """
 
     distribution: TokenDistribution
     min_tokens: int
     compute_dtype: torch.dtype
     head_chunk_tokens: int
+    compiled: bool = False
 
 
 def response_log_probs(
@@ -60,7 +62,8 @@ def response_log_probs(
     arguments = {} if layout is None else packed_arguments(model, layout)
     # Nothing is read twice; a cache would hold all weights a second time until the end, sharded or not.
     autocast = torch.autocast(device.type, dtype=settings.compute_dtype, enabled=cast_needed, cache_enabled=False)
-    with fast_products(device, settings.compute_dtype), autocast:
+    products = fast_products(device, settings.compute_dtype, compiled=settings.compiled)
+    with products, autocast:
         hidden = model.base_model(input_ids=micro_batch.input_ids, use_cache=False, **arguments).last_hidden_state
         # The end of a shared prompt predicts for several sequences; unlike that of an index, the gradient of an
         # embedding adds duplicates up in a fixed order on every device, and fast.

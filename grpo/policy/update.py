@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo.bfloat16 import fast_products
 from grpo.config import HardwareConfig, LossConfig, ObjectiveName, Packing, TrainConfig
 from grpo.distributed import ONE_RANK, Ranks
 from grpo.native import KernelUnavailable
@@ -29,6 +28,7 @@ from grpo.policy.passes import Part, Passes
 from grpo.policy.replicas import Replicas, num_replicas
 from grpo.policy.sharding import GatheredModel, ShardedModel, model_log_probs, whole_tensor
 from grpo.policy.statistics import UpdateStatistics
+from grpo.products import fast_products
 from grpo.rl.aggregation import weighted_sum
 from grpo.types import TrainBatch
 
@@ -243,7 +243,7 @@ class Policy:
                 else:
                     micro_batch = self._passes.collate(batch, part)
                     loss = self._micro_batch_loss(model, batch, micro_batch, weights, targets, seen)
-                with fast_products(self._device, self._forward.compute_dtype):
+                with fast_products(self._device, self._forward.compute_dtype, compiled=self._forward.compiled):
                     loss.backward()
             return seen if self._ranks.size == 1 else seen.on_cpu()
 

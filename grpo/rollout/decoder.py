@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.bfloat16 import fast_products
+from grpo.products import fast_products
 from grpo.rollout.kernel import Kernel
 from grpo.rollout.weights import Layer, Linear, load_layer
 
@@ -184,7 +184,7 @@ class Decoder:
         Returns:
             [R, H] hidden states of each row's last token, after the final norm.
         """
-        with fast_products(self.device, self.dtype):
+        with fast_products(self.device, self.dtype, compiled=self._use_kernel):
             return self._forward(tokens, rotary, cache, start, first)
 
     def _forward(
@@ -207,7 +207,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, V] of [R, H]."""
-        with fast_products(self.device, self.dtype):
+        with fast_products(self.device, self.dtype, compiled=self._use_kernel):
             return F.linear(hidden, self._head)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def test_imports_point_one_way(path: Path) -> None:
         assert others <= {"types"}
         assert {name.split(".")[0] for name in imported(path)} <= {"grpo", "torch", *sys.stdlib_module_names}
     elif own in PACKAGES:
-        assert others <= BELOW | {"rl", "parallel", "distributed", "bfloat16", "native"}
+        assert others <= BELOW | {"rl", "parallel", "distributed", "products", "native"}
     elif own in ("parallel", "native"):
         assert not others
     elif own in (*BELOW, "distributed"):
