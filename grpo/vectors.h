@@ -31,6 +31,9 @@ INLINE vec zero_where_less(vec v, vec x, float bound) {
 INLINE __m256 halves(vec v) {
     return _mm512_castps512_ps256(v) + _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
 }
+/* In every four lanes a0 + a2, b0 + b2, a1 + a3, b1 + b3; and a0 + a2, a1 + a3, b0 + b2, b1 + b3 of such. */
+INLINE vec zipped(vec a, vec b) { return _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b); }
+INLINE vec joined(vec a, vec b) { return _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee); }
 
 #else
 
@@ -53,6 +56,8 @@ INLINE vec zero_where_less(vec v, vec x, float bound) {
     return _mm256_and_ps(_mm256_cmp_ps(x, all(bound), _CMP_NLT_UQ), v);
 }
 INLINE __m256 halves(vec v) { return v; }
+INLINE vec zipped(vec a, vec b) { return _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b); }
+INLINE vec joined(vec a, vec b) { return _mm256_shuffle_ps(a, b, 0x44) + _mm256_shuffle_ps(a, b, 0xee); }
 
 #endif
 
@@ -61,6 +66,9 @@ INLINE __m128 quarters(vec v) {
     __m256 half = halves(v);
     return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
 }
+
+/* The sums of four vectors. */
+INLINE __m128 totals(const vec v[4]) { return quarters(joined(zipped(v[0], v[1]), zipped(v[2], v[3]))); }
 
 INLINE float total(vec v) {
     __m128 sums = quarters(v);

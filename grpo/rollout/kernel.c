@@ -59,12 +59,6 @@ typedef struct {
     int16_t *const *states;       /* of every stop string [R] */
 } Rules;
 
-INLINE __m128 totals(const vec v[4]) {
-    __m128 part[4];
-    UNROLL for (int i = 0; i < 4; i++) part[i] = quarters(v[i]);
-    return _mm_hadd_ps(_mm_hadd_ps(part[0], part[1]), _mm_hadd_ps(part[2], part[3]));
-}
-
 /* Of a multiple of LANES numbers. */
 static float maximum(const float *x, i64 size) {
     vec high = load(x);

@@ -19,8 +19,10 @@ QUICKSTART = (
     "evaluation.eval_steps=0",
     "logging.plot_steps=0",
 )
-# The same with hardware.engine=torch, seed 42: 483 of 512 after 100 steps, with its 95% interval.
-TORCH_INTERVAL = (0.920, 0.960)
+# With hardware.engine=torch six seeds end between 92.0% and 96.9% of 512 problems, 94% in the mean with a standard
+# deviation of 1.8%; processors whose sums differ in their last bits are as different as seeds are. Five deviations below
+# the mean no working engine ends; without learning it is the first of the two.
+BEFORE, LEAST_AFTER = 0.4, 0.85
 
 
 @pytest.mark.vllm
@@ -33,6 +35,5 @@ def test_the_quickstart_reaches_the_accuracy_of_the_torch_engine(tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = {row["step"]: row for row in read_jsonl(run / "metrics.jsonl")}
-    assert rows[0]["eval/accuracy"] < 0.4
-    assert rows[100]["eval/accuracy_low"] <= TORCH_INTERVAL[1]
-    assert rows[100]["eval/accuracy_high"] >= TORCH_INTERVAL[0]
+    assert rows[0]["eval/accuracy"] < BEFORE
+    assert rows[100]["eval/accuracy"] >= LEAST_AFTER

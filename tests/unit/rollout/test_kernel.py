@@ -280,6 +280,7 @@ def test_a_step_is_two_calls() -> None:
             num_key_value_heads=1,
         )
         engine = kernel_engine(Qwen2ForCausalLM(config).eval(), TOKENIZER, ())
+        engine.generate([[5] * 10], keys_of(1, 4), Sampling(max_tokens=2))  # what is loaded on first use
         counted = []
         for max_tokens in (8, 16):
             count = 0
