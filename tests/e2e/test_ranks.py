@@ -82,7 +82,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    """Weights, metrics and completions agree to 1e-5."""
+    """Weights agree to 1e-5, metrics to 1e-4, completions entirely."""
     last = "checkpoints/step_000006/model.safetensors"
     weights, others = load_file(expected / last), load_file(found / last)
     assert weights.keys() == others.keys()
@@ -91,7 +91,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
         torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
     for row, other in zip(lines(expected / "metrics.jsonl"), lines(found / "metrics.jsonl"), strict=True):
         assert {k: v for k, v in other.items() if not is_timing(k)} == pytest.approx(
-            {k: v for k, v in row.items() if not is_timing(k)}, rel=1e-5, abs=1e-6
+            {k: v for k, v in row.items() if not is_timing(k)},
+            rel=1e-4,  # what sums in another order differ by grows tenfold from step to step
+            abs=1e-5,  # a loss is a mean of terms of about 1 that cancel
         )
     for row, other in zip(lines(expected / "completions.jsonl"), lines(found / "completions.jsonl"), strict=True):
         texts, others = ([each["text"] for each in line["completions"]] for line in (row, other))
