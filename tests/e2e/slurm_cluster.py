@@ -106,6 +106,7 @@ class Cluster:
     def restart_now(self, job_id: str) -> None:
         """Starts a requeued job at once, which Slurm would hold for two minutes."""
         self.wait_for_state(job_id, "PENDING")
+        time.sleep(1.1)  # nodes count in seconds, and refuse what starts in the one in which they ended the job
 
         def is_started() -> bool:
             self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)  # too soon, and it fails
