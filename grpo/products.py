@@ -54,7 +54,7 @@ def fast_products(
         dtype: of the matrices.
         compiled: whether code of ours may be compiled for them, where there is a compiler.
     """
-    if device.type == "cpu" and dtype == torch.bfloat16 and _bfloat16_is_slow():
+    if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_slow():
         return _WidenedProducts()
     if compiled and device.type == "cpu" and dtype == torch.float32 and _float32_is_slow():
         library = _library(16)
@@ -66,7 +66,7 @@ def fast_products(
 
 
 @cache
-def _bfloat16_is_slow() -> bool:
+def bfloat16_is_slow() -> bool:
     """Whether torch multiplies bfloat16 one by one: on x86, where oneDNN's kernels for it want AVX512 at least."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return is_x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")

@@ -28,6 +28,14 @@ INLINE vec times_power_of_two(vec x, vec n) { return _mm512_scalef_ps(x, n); }
 INLINE vec zero_where_less(vec v, vec x, float bound) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(bound), _CMP_NLT_UQ), v);
 }
+INLINE vec widened(const uint16_t *from) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
+}
+INLINE vec narrowed(vec v) {
+    __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
+}
 INLINE __m256 halves(vec v) {
     return _mm512_castps512_ps256(v) + _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
 }
@@ -55,11 +63,33 @@ INLINE vec times_power_of_two(vec x, vec n) {
 INLINE vec zero_where_less(vec v, vec x, float bound) {
     return _mm256_and_ps(_mm256_cmp_ps(x, all(bound), _CMP_NLT_UQ), v);
 }
+INLINE vec widened(const uint16_t *from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
+}
+INLINE vec narrowed(vec v) {
+    __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xffff0000)));
+}
 INLINE __m256 halves(vec v) { return v; }
 INLINE vec zipped(vec a, vec b) { return _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b); }
 INLINE vec joined(vec a, vec b) { return _mm256_shuffle_ps(a, b, 0x44) + _mm256_shuffle_ps(a, b, 0xee); }
 
 #endif
+
+INLINE float wide(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
+/* float32 to bfloat16, to the nearest and to the even one of two; nan stays nan. */
+INLINE uint16_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
 /* A quarter of the sum in each lane. */
 INLINE __m128 quarters(vec v) {

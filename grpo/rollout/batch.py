@@ -19,7 +19,7 @@ from torch import Tensor
 
 from grpo.rl.log_probs import TokenDistribution
 from grpo.rollout.decoder import Decoder, KeyValueCache
-from grpo.rollout.kernel import BoundKernel, Kernel
+from grpo.rollout.kernel import BoundKernel, BoundSampler, Sampler
 from grpo.rollout.sampling import sample_tokens, uniforms
 from grpo.rollout.stopping import StopRules
 from grpo.types import SampleKey, Sampling
@@ -309,7 +309,7 @@ class Batch:
         banned_ids: Sequence[int],
         cache_tokens: int,
         cancelled: Event,
-        kernel: Kernel | None = None,
+        kernel: Sampler | None = None,
     ) -> None:
         """Names what the batch works with.
 
@@ -320,7 +320,7 @@ class Batch:
             banned_ids: tokens that cannot be sampled before `min_tokens`.
             cache_tokens: rows times columns of the cache, at most; one row there is always.
             cancelled: ends the batch, once it is set, before the next step.
-            kernel: the decoder's compiled code, if it is to be used: the batch then takes one core.
+            kernel: compiled code of the decoder's, if it is to be used: for whole steps, of one core, or for drawing.
         """
         self._decoder, self._rules, self._sampling = decoder, rules, sampling
         self._cache_tokens, self._cancelled = cache_tokens, cancelled
@@ -328,7 +328,7 @@ class Batch:
             sampling.temperature or 1.0, sampling.top_k, sampling.top_p, tuple(banned_ids)
         )
         self._kernel = kernel
-        self._bound: BoundKernel | None = None
+        self._bound: BoundSampler | None = None
         self._check_every = _CPU_CHECK_EVERY if decoder.device.type == "cpu" else _CHECK_EVERY
 
     def run(self, requests: Sequence[Request]) -> Iterator[Ended]:
@@ -366,8 +366,8 @@ class Batch:
             num_rows = max(1, self._cache_tokens // columns)
         return Rows(num_rows, columns, self._decoder, self._rules, self._sampling)
 
-    def _bound_kernel(self, rows: Rows) -> BoundKernel | None:
-        """The compiled code that does what this class does, if it is to."""
+    def _bound_kernel(self, rows: Rows) -> BoundSampler | None:
+        """The compiled code that does some or all of what this class does, if it is to."""
         if self._bound is None and self._kernel is not None:
             self._bound = self._kernel.bind(rows, self._rules, self._sampling, self._distribution.banned_ids)
         return self._bound
@@ -397,7 +397,7 @@ class Batch:
     def _forward(self, rows: Rows, rotary: tuple[Tensor, Tensor], column: int) -> None:
         """Runs the sampled tokens, which makes the logits of the next."""
         kernel = self._bound_kernel(rows)
-        if kernel is not None:
+        if isinstance(kernel, BoundKernel):
             kernel.decode(rotary, column)
             return
         cos, sin = rotary

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.products import fast_products
-from grpo.rollout.kernel import Kernel
-from grpo.rollout.weights import Layer, Linear, load_layer
+from grpo.native import lanes_for, vector_lanes
+from grpo.products import bfloat16_is_slow, fast_products
+from grpo.rollout.kernel import CacheAttention, Kernel, Sampler
+from grpo.rollout.weights import Linear, load_layer
 
 SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3", "llama")
 _SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -94,10 +95,12 @@ class Decoder:
     """Hidden states of new tokens, given a cache.
 
     Attributes:
-        kernel: the compiled code for decoding, over the same weights; None where it is not wanted, or not for them.
+        kernel: the compiled code for whole steps, over the same weights; None where it is not wanted, or not for them.
+        sampler: the compiled code for drawing tokens only; None where it is not wanted, or not for the machine.
     """
 
     kernel: Kernel | None = None
+    sampler: Sampler | None = None
 
     def __init__(self, model: Any, *, dtype: torch.dtype, device: torch.device, use_kernel: bool = False):
         """Refers to the model's weights, or copies them where dtype or device differ.
@@ -107,10 +110,10 @@ class Decoder:
             dtype: of matrix products. Where it is narrower than the weights, everything between them is in the
                 weights' dtype, as it is in the policy under autocast.
             device: where to run.
-            use_kernel: wherever `Kernel.fits`.
+            use_kernel: for all that the compiled code can do here: see `grpo.rollout.kernel`.
 
         Raises:
-            KernelUnavailable: the kernel fits, but there is none.
+            KernelUnavailable: this machine could run the code, but cannot compile it.
         """
         check_supported(model.config)
         self.config, self._use_kernel = model.config, use_kernel
@@ -119,6 +122,12 @@ class Decoder:
         self._rotary = model.model.rotary_emb
         self._eps = torch.tensor(model.config.rms_norm_eps, dtype=torch.float32, device=self.device)
         self.load(model)
+        self._cache_attention: CacheAttention | None = None
+        if use_kernel and self.device.type == "cpu" and vector_lanes():
+            self.sampler = Sampler(vector_lanes()[0])
+            lanes = lanes_for([self.head_size])
+            if lanes is not None and dtype == torch.bfloat16:
+                self._cache_attention = CacheAttention(lanes, rounds=not bfloat16_is_slow())
 
     def load(self, model: Any) -> None:
         """Takes over the model's current weights."""
@@ -147,14 +156,18 @@ class Decoder:
 
     def new_cache(self, rows: int, length: int, valid: Tensor | None) -> KeyValueCache:
         """Room for `length` positions of so many rows."""
-        config = self.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, length, size)
+        shape = (rows, self.config.num_key_value_heads, length, self.head_size)
 
         def empty() -> tuple[Tensor, ...]:
             return tuple(torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self._layers)
 
         return KeyValueCache(empty(), empty(), valid)
+
+    @property
+    def head_size(self) -> int:
+        """D."""
+        config = self.config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     @property
     def weight_bytes(self) -> int:
@@ -194,12 +207,12 @@ class Decoder:
         mask = _attention_mask(cache, length, start, first)
         past = slice(first, start)
         hidden = F.embedding(tokens.flatten(), self._embedding)
-        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+        for number, layer in enumerate(self._layers):
             qkv = _linear(self._norm(hidden, layer.attention_norm).to(self.dtype), layer.qkv)
             if layer is self._layers[-1]:  # of whose other tokens nobody asks for more than keys and values
                 hidden = hidden.view(rows, length, -1)[:, -1]
             num_queries = len(hidden) // rows
-            attended = self._attention(layer, qkv.view(rows, length, -1), rotary, keys, values, past, mask, num_queries)
+            attended = self._attention(number, qkv.view(rows, length, -1), rotary, cache, past, mask, num_queries)
             hidden = _add_linear(hidden, attended, layer.output)
             gate, up = _linear(self._norm(hidden, layer.mlp_norm).to(self.dtype), layer.gate_up).chunk(2, dim=-1)
             hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down)
@@ -219,16 +232,16 @@ class Decoder:
 
     def _attention(
         self,
-        layer: Layer,
+        number: int,
         qkv: Tensor,
         rotary: tuple[Tensor, Tensor],
-        keys: Tensor,
-        values: Tensor,
+        cache: KeyValueCache,
         past: slice,
         mask: Tensor | None,
         num_queries: int,
     ) -> Tensor:
         """[R * Q, heads * D] attention of the last Q tokens over the cache, which the new tokens have then joined."""
+        layer, keys, values = self._layers[number], cache.keys[number], cache.values[number]
         rows, length, _ = qkv.shape
         heads, size = keys.shape[1], keys.shape[3]
         qkv = qkv.view(rows, length, -1, size)
@@ -240,12 +253,15 @@ class Decoder:
         end = start + length
         keys[:, :, start:end] = states[:, :, -heads:].transpose(1, 2)
         values[:, :, start:end] = value.transpose(1, 2)
-        keys, values = keys[:, :, first:end], values[:, :, first:end]
         query = states[:, length - num_queries :, :-heads].to(self.dtype)
         if num_queries == 1:  # the g query heads of one key-value head attend to it as if they were g positions
-            mask = None if mask is None else mask[:, :, -1:]
-            attended = F.scaled_dot_product_attention(query.view(rows, heads, -1, size), keys, values, attn_mask=mask)
-            return attended.view(rows, -1)
+            query = query.view(rows, heads, -1, size)
+            if self._cache_attention is not None:
+                return self._cache_attention(query, keys, values, cache.valid, slice(first, end))
+            mask = None if cache.valid is None else cache.valid[:, None, None, first:end]
+            keys, values = keys[:, :, first:end], values[:, :, first:end]
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).view(rows, -1)
+        keys, values = keys[:, :, first:end], values[:, :, first:end]
         query = query.transpose(1, 2)
         if mask is not None and self.device.type == "cuda":  # where no kernel but the slowest takes groups and a mask
             keys, values = (each.repeat_interleave(query.shape[1] // heads, dim=1) for each in (keys, values))

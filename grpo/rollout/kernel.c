@@ -10,6 +10,13 @@
  */
 #include "../vectors.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
 #define LINE 16         /* floats of a cache line */
 #define DEPTH 704       /* columns of x and w that are multiplied at once, at most, and */
 #define BLOCK_SIZE 4096 /* floats of w: what the first cache holds beside x */
@@ -37,14 +44,14 @@ typedef struct {
 
 /* `grpo.rollout.batch.Rows`. */
 typedef struct {
-    i64 rows, vocabulary, columns, width;
+    i64 rows, vocabulary, columns, width, narrow;
     const i64 *starts;                  /* [R] the cache column of a row's first token */
     i64 *counts;                        /* [R] tokens sampled */
     uint8_t *finished, *stopped;        /* [R] */
     i64 *tokens;                        /* [R, width] */
     float *log_probs;                   /* [R, width] */
     const float *uniform;               /* [R, width], or NULL for the most likely token */
-    float *logits;                      /* [R, V] of the next token */
+    void *logits;                       /* [R, V] of the next token, bfloat16 if `narrow`, else float32 */
     i64 *sampled;                       /* [R] the last token */
     float *const *keys, *const *values; /* of every layer [R, K, C, D] */
 } Rows;
@@ -69,9 +76,16 @@ static float maximum(const float *x, i64 size) {
     return highest;
 }
 
+/* Keys and values, and with them what is multiplied by the same code, are `narrow`, bfloat16, or float32. */
+INLINE vec take(int narrow, const void *from) { return narrow ? widened(from) : load(from); }
+
+INLINE const void *from(int narrow, const void *data, i64 number) {
+    return (const char *)data + number * (narrow ? sizeof(uint16_t) : sizeof(float));
+}
+
 /* rows x 4 dot products of length k. Each number is loaded once and then kept in a register, which compilers must be
  * told: they would rather read memory three times, and loads are what bounds this. */
-INLINE void tile(int rows, const float *x, i64 ldx, const float *w, i64 ldw, i64 k, const float *bias,
+INLINE void tile(int rows, int narrow, const float *x, i64 ldx, const void *w, i64 ldw, i64 k, const float *bias,
                  const float *residual, float *out, i64 ldo) {
     vec sum[3][4];
     UNROLL for (int i = 0; i < rows; i++)
@@ -83,7 +97,7 @@ INLINE void tile(int rows, const float *x, i64 ldx, const float *w, i64 ldw, i64
             __asm__("" : "+v"(states[i]));
         }
         UNROLL for (int j = 0; j < 4; j++) {
-            vec weights = load(w + j * ldw + p);
+            vec weights = take(narrow, from(narrow, w, j * ldw + p));
             __asm__("" : "+v"(weights));
             UNROLL for (int i = 0; i < rows; i++) sum[i][j] = multiply_add(states[i], weights, sum[i][j]);
         }
@@ -97,13 +111,13 @@ INLINE void tile(int rows, const float *x, i64 ldx, const float *w, i64 ldw, i64
 }
 
 /* Columns [n0, n1) of `product`, one at a time. */
-static void columns(const float *x, i64 ldx, const float *w, i64 ldw, const float *bias, const float *residual,
-                    float *out, i64 ldo, i64 m, i64 n0, i64 n1, i64 k) {
+INLINE void columns(int narrow, const float *x, i64 ldx, const void *w, i64 ldw, const float *bias,
+                    const float *residual, float *out, i64 ldo, i64 m, i64 n0, i64 n1, i64 k) {
     for (i64 i = 0; i < m; i++)
         for (i64 j = n0; j < n1; j++) {
             vec sum = zero();
             for (i64 p = 0; p < k; p += LANES)
-                sum = multiply_add(load(x + i * ldx + p), load(w + j * ldw + p), sum);
+                sum = multiply_add(load(x + i * ldx + p), take(narrow, from(narrow, w, j * ldw + p)), sum);
             out[i * ldo + j] = total(sum) + (bias ? bias[j] : 0) + (residual ? residual[i * ldo + j] : 0);
         }
 }
@@ -112,7 +126,7 @@ static void columns(const float *x, i64 ldx, const float *w, i64 ldw, const floa
  *
  * A block of w, rows and columns, stays in the first cache while x passes. The block after it may be asked for
  * meanwhile, which the processor does not do by itself across rows and pages: that pays for weights, not for keys. */
-INLINE void product(int asks_ahead, const float *x, i64 ldx, const float *w, i64 ldw, const float *bias,
+INLINE void product(int asks_ahead, int narrow, const float *x, i64 ldx, const void *w, i64 ldw, const float *bias,
                     const float *residual, float *out, i64 ldo, i64 m, i64 n, i64 k) {
     i64 parts = (k + DEPTH - 1) / DEPTH, depth = (k / LANES + parts - 1) / parts * LANES;
     for (i64 p = 0; p < k; p += depth) {
@@ -122,28 +136,29 @@ INLINE void product(int asks_ahead, const float *x, i64 ldx, const float *w, i64
         i64 whole = n / 4 * 4;
         for (i64 begin = 0; begin < whole; begin += block) {
             i64 end = begin + block < whole ? begin + block : whole;
-            for (i64 i = 0, from = 0; i < m; i += 3, from += share) {
-                i64 to = from + share < depth ? from + share : depth;
+            for (i64 i = 0, ahead = 0; i < m; i += 3, ahead += share) {
+                i64 to = ahead + share < depth ? ahead + share : depth;
                 for (i64 j = begin; j < end; j += 4) {
-                    const float *states = x + i * ldx + p, *weights = w + j * ldw + p, *b = bias ? bias + j : NULL;
+                    const void *weights = from(narrow, w, j * ldw + p);
+                    const float *states = x + i * ldx + p, *b = bias ? bias + j : NULL;
                     const float *r = residual ? residual + i * ldo + j : NULL;
                     float *o = out + i * ldo + j;
                     for (i64 row = j + block; asks_ahead && row < j + block + 4 && row < n; row++)
-                        for (i64 c = from; c < to; c += LINE)
-                            _mm_prefetch((const char *)(w + row * ldw + p + c), _MM_HINT_T1);
-                    if (i + 3 <= m) tile(3, states, ldx, weights, ldw, depth, b, r, o, ldo);
-                    else if (i + 2 == m) tile(2, states, ldx, weights, ldw, depth, b, r, o, ldo);
-                    else tile(1, states, ldx, weights, ldw, depth, b, r, o, ldo);
+                        for (i64 c = ahead; c < to; c += LINE)
+                            _mm_prefetch((const char *)from(narrow, w, row * ldw + p + c), _MM_HINT_T1);
+                    if (i + 3 <= m) tile(3, narrow, states, ldx, weights, ldw, depth, b, r, o, ldo);
+                    else if (i + 2 == m) tile(2, narrow, states, ldx, weights, ldw, depth, b, r, o, ldo);
+                    else tile(1, narrow, states, ldx, weights, ldw, depth, b, r, o, ldo);
                 }
             }
         }
-        columns(x + p, ldx, w + p, ldw, bias, residual, out, ldo, m, whole, n, depth);
+        columns(narrow, x + p, ldx, from(narrow, w, p), ldw, bias, residual, out, ldo, m, whole, n, depth);
         bias = NULL, residual = out;
     }
 }
 
 static void linear(const float *x, i64 ldx, Linear layer, const float *residual, float *out, i64 m, i64 n, i64 k) {
-    product(1, x, ldx, layer.weight, k, layer.bias, residual, out, n, m, n, k);
+    product(1, 0, x, ldx, layer.weight, k, layer.bias, residual, out, n, m, n, k);
 }
 
 /* Root mean square norm, arXiv 1910.07467. */
@@ -173,7 +188,7 @@ static void rotate(float *x, const float *cos, const float *sin, i64 size) {
 }
 
 /* out[head] = sum over s of probs[head, s] values[s], divided by sums[head]; n vectors of 1 or 2 heads. */
-INLINE void mix(int heads, int n, const float *probs, i64 ldp, const float *values, i64 length, i64 size,
+INLINE void mix(int heads, int n, int narrow, const float *probs, i64 ldp, const void *values, i64 length, i64 size,
                 const float *sums, float *out) {
     vec mixed[2][4];
     UNROLL for (int h = 0; h < heads; h++)
@@ -181,7 +196,7 @@ INLINE void mix(int heads, int n, const float *probs, i64 ldp, const float *valu
     for (i64 s = 0; s < length; s++) {
         vec value[4];
         UNROLL for (int i = 0; i < n; i++) {
-            value[i] = load(values + s * size + i * LANES);
+            value[i] = take(narrow, from(narrow, values, s * size + i * LANES));
             __asm__("" : "+v"(value[i]));
         }
         UNROLL for (int h = 0; h < heads; h++) {
@@ -194,12 +209,13 @@ INLINE void mix(int heads, int n, const float *probs, i64 ldp, const float *valu
             store(out + h * size + i * LANES, mixed[h][i] / sums[h]);
 }
 
-/* Attention of g query heads [g, D] over `length` keys and values [length, D]; there is room for g rows of scores. */
-static void attend(const float *query, const float *keys, const float *values, i64 group, i64 length, i64 size,
-                   float *scores, float *out) {
+/* Attention of g query heads [g, D] over `length` keys and values [length, D]; there is room for g rows of scores. If it
+ * `rounds`, probabilities are bfloat16 when values are mixed, float32 when they are summed. */
+INLINE void attend(int narrow, int rounds, const float *query, const void *keys, const void *values, i64 group,
+                   i64 length, i64 size, float *scores, float *out) {
     i64 ld = (length + LANES - 1) / LANES * LANES;
     float sums[group], scale = 1.0f / sqrtf(size);
-    product(0, query, size, keys, size, NULL, NULL, scores, ld, group, length, size);
+    product(0, narrow, query, size, keys, size, NULL, NULL, scores, ld, group, length, size);
     for (i64 h = 0; h < group; h++) {
         float *row = scores + h * ld;
         for (i64 s = length; s < ld; s++) row[s] = -INFINITY;
@@ -207,7 +223,7 @@ static void attend(const float *query, const float *keys, const float *values, i
         float highest = maximum(row, ld);
         for (i64 s = 0; s < ld; s += LANES) {
             vec p = exponential((load(row + s) - highest) * scale);
-            store(row + s, p);
+            store(row + s, rounds ? narrowed(p) : p);
             sum += p;
         }
         sums[h] = total(sum);
@@ -215,15 +231,16 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (i64 h = 0; h < group;) {
         int heads = h + 2 <= group ? 2 : 1;
         for (i64 d = 0; d < size;) {
-            const float *p = scores + h * ld, *v = values + d;
+            const void *v = from(narrow, values, d);
+            const float *p = scores + h * ld;
             float *o = out + h * size + d;
             int vectors = d + 4 * LANES <= size ? 4 : d + 2 * LANES <= size ? 2 : 1;
-            if (heads == 2 && vectors == 4) mix(2, 4, p, ld, v, length, size, sums + h, o);
-            else if (heads == 2 && vectors == 2) mix(2, 2, p, ld, v, length, size, sums + h, o);
-            else if (heads == 2) mix(2, 1, p, ld, v, length, size, sums + h, o);
-            else if (vectors == 4) mix(1, 4, p, ld, v, length, size, sums + h, o);
-            else if (vectors == 2) mix(1, 2, p, ld, v, length, size, sums + h, o);
-            else mix(1, 1, p, ld, v, length, size, sums + h, o);
+            if (heads == 2 && vectors == 4) mix(2, 4, narrow, p, ld, v, length, size, sums + h, o);
+            else if (heads == 2 && vectors == 2) mix(2, 2, narrow, p, ld, v, length, size, sums + h, o);
+            else if (heads == 2) mix(2, 1, narrow, p, ld, v, length, size, sums + h, o);
+            else if (vectors == 4) mix(1, 4, narrow, p, ld, v, length, size, sums + h, o);
+            else if (vectors == 2) mix(1, 2, narrow, p, ld, v, length, size, sums + h, o);
+            else mix(1, 1, narrow, p, ld, v, length, size, sums + h, o);
             d += vectors * LANES;
         }
         h += heads;
@@ -248,8 +265,31 @@ static void attention(const Model *model, i64 number, const Rows *rows, const i6
             float *keys = rows->keys[number] + offset, *values = rows->values[number] + offset;
             memcpy(keys + column * size, states + (heads + h) * size, size * sizeof(float));
             memcpy(values + column * size, states + (heads + kv + h) * size, size * sizeof(float));
-            attend(states + h * model->group * size, keys + begin * size, values + begin * size, model->group,
+            attend(0, 0, states + h * model->group * size, keys + begin * size, values + begin * size, model->group,
                    column + 1 - begin, size, scores, out + (a * heads + h * model->group) * size);
+        }
+    }
+}
+
+/* Floats that each thread of `grpo_attention` works in. */
+i64 grpo_attention_scratch(i64 group, i64 size, i64 length) { return group * (2 * size + length + LANES); }
+
+/* Attention over a bfloat16 cache: g queries [R, K, g, D], columns [first, end) of keys and values [R, K, C, D], of
+ * which a row's own begin with the first that is valid [R, C]; without `valid`, with the first. */
+void grpo_attention(i64 rows, i64 kv_heads, i64 group, i64 size, i64 columns, i64 first, i64 end, int rounds,
+                    const uint8_t *valid, const uint16_t *query, const uint16_t *keys, const uint16_t *values,
+                    uint16_t *out, float *scratch, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (i64 r = 0; r < rows; r++) {
+        float *wide = scratch + THREAD * grpo_attention_scratch(group, size, end - first);
+        float *attended = wide + group * size, *scores = attended + group * size;
+        i64 begin = first;
+        while (valid && begin < end - 1 && !valid[r * columns + begin]) begin++;
+        for (i64 h = r * kv_heads; h < (r + 1) * kv_heads; h++) {
+            i64 offset = (h * columns + begin) * size;
+            for (i64 i = 0; i < group * size; i += LANES) store(wide + i, widened(query + h * group * size + i));
+            attend(1, rounds, wide, keys + offset, values + offset, group, end - begin, size, scores, attended);
+            for (i64 i = 0; i < group * size; i++) out[h * group * size + i] = rounded(attended[i]);
         }
     }
 }
@@ -265,7 +305,7 @@ static void gate(float *gate_up, i64 rows, i64 size) {
     }
 }
 
-/* Bytes that `grpo_decode` and `grpo_sample` work in. */
+/* Bytes that `grpo_decode` works in. */
 i64 grpo_scratch(const Model *model, i64 rows, i64 columns) {
     i64 heads = model->group * model->kv_heads, mlp = 2 * model->intermediate;
     i64 attention = (2 * heads + 2 * model->kv_heads) * model->head_size;
@@ -301,7 +341,7 @@ void grpo_decode(const Model *model, const Rows *rows, const float *cos, const f
     Linear head = {model->head, NULL};
     linear(normed, hidden, head, NULL, m == rows->rows ? rows->logits : logits, m, vocabulary, hidden);
     for (i64 a = 0; a < m && m < rows->rows; a++)
-        memcpy(rows->logits + active[a] * vocabulary, logits + a * vocabulary, vocabulary * sizeof(float));
+        memcpy((float *)rows->logits + active[a] * vocabulary, logits + a * vocabulary, vocabulary * sizeof(float));
 }
 
 /* The token whose share of the cumulative distribution holds the uniform number, or the most likely one, and its
@@ -343,15 +383,24 @@ static i64 draw(float *logits, i64 size, const float *uniform, float *log_prob) 
     return last;
 }
 
+/* Floats that each thread of `grpo_sample` works in. */
+i64 grpo_sample_scratch(i64 vocabulary) { return vocabulary + LANES; }
+
 /* Draws a token for every row that has not finished, notes it, and marks the rows that it ends. */
-void grpo_sample(const Rows *rows, const Rules *rules, float *scratch) {
+void grpo_sample(const Rows *rows, const Rules *rules, float *scratch, int threads) {
     i64 size = rows->vocabulary;
+#pragma omp parallel for num_threads(threads)
     for (i64 r = 0; r < rows->rows; r++) {
         if (rows->finished[r]) continue;
         i64 count = rows->counts[r], place = r * rows->width + count;
-        for (i64 v = 0; v < size; v++) scratch[v] = rows->logits[r * size + v] / rules->temperature;
-        for (i64 b = 0; b < rules->num_banned && count < rules->min_tokens; b++) scratch[rules->banned[b]] = -INFINITY;
-        i64 token = draw(scratch, size, rows->uniform ? rows->uniform + place : NULL, rows->log_probs + place);
+        const void *logits = from(rows->narrow, rows->logits, r * size);
+        float *scaled = scratch + THREAD * grpo_sample_scratch(size);
+        if (rows->narrow)
+            for (i64 v = 0; v < size; v++) scaled[v] = wide(((const uint16_t *)logits)[v]) / rules->temperature;
+        else
+            for (i64 v = 0; v < size; v++) scaled[v] = ((const float *)logits)[v] / rules->temperature;
+        for (i64 b = 0; b < rules->num_banned && count < rules->min_tokens; b++) scaled[rules->banned[b]] = -INFINITY;
+        i64 token = draw(scaled, size, rows->uniform ? rows->uniform + place : NULL, rows->log_probs + place);
         uint8_t ends = rules->is_end[token];
         for (i64 s = 0; s < rules->num_stops; s++) {
             int16_t *state = rules->states[s] + r;

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo.native import lanes_for, load_library
+from grpo.native import KernelUnavailable, lanes_for, load_library
 from grpo.rollout.stopping import StopRules
 from grpo.rollout.weights import Layer, Linear
 from grpo.types import Sampling
@@ -28,13 +28,22 @@ _SOURCE = Path(__file__).with_name("kernel.c")
 
 
 def _library(lanes: int) -> ctypes.CDLL:
-    library = load_library(_SOURCE, lanes)
+    try:
+        library = load_library(_SOURCE, lanes, "-fopenmp")
+    except KernelUnavailable:  # a compiler without OpenMP will do: most of what is called takes one core
+        library = load_library(_SOURCE, lanes)
     library.grpo_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.grpo_scratch.restype = ctypes.c_int64
-    library.grpo_sample.argtypes = [ctypes.c_void_p] * 3
-    library.grpo_sample.restype = None
     library.grpo_decode.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p]
     library.grpo_decode.restype = None
+    library.grpo_sample_scratch.argtypes = [ctypes.c_int64]
+    library.grpo_sample_scratch.restype = ctypes.c_int64
+    library.grpo_sample.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int]
+    library.grpo_sample.restype = None
+    library.grpo_attention_scratch.argtypes = [ctypes.c_int64] * 3
+    library.grpo_attention_scratch.restype = ctypes.c_int64
+    library.grpo_attention.argtypes = [*[ctypes.c_int64] * 7, ctypes.c_int, *[ctypes.c_void_p] * 6, ctypes.c_int]
+    library.grpo_attention.restype = None
     return library
 
 
@@ -63,7 +72,7 @@ _Model = _structure(
 )
 _Rows = _structure(
     "Rows",
-    **dict.fromkeys(("rows", "vocabulary", "columns", "width"), _COUNT),
+    **dict.fromkeys(("rows", "vocabulary", "columns", "width", "narrow"), _COUNT),
     **dict.fromkeys(("starts", "counts", "finished", "stopped", "tokens", "log_probs"), _ADDRESS),
     **dict.fromkeys(("uniform", "logits", "sampled", "keys", "values"), _ADDRESS),
 )
@@ -86,8 +95,27 @@ def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
     return (_ADDRESS * len(tensors))(*map(_address, tensors))
 
 
-class Kernel:
-    """The compiled code and one model's weights, to whose tensors it holds on: C is handed addresses."""
+class Sampler:
+    """The compiled code for drawing tokens from logits in float32 or bfloat16, which takes all of torch's threads."""
+
+    def __init__(self, lanes: int) -> None:
+        """Loads the code.
+
+        Args:
+            lanes: one of `vector_lanes`.
+
+        Raises:
+            KernelUnavailable: see `load_library`.
+        """
+        self._library = _library(lanes)
+
+    def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundSampler:
+        """The code for rows whose tensors, logits excepted, stay where they are in memory."""
+        return BoundSampler(self._library, rows, rules, sampling, banned_ids)
+
+
+class Kernel(Sampler):
+    """The compiled code for whole steps, with one model's weights, to whose tensors it holds on: C has addresses."""
 
     def __init__(
         self, config: Any, layers: Sequence[Layer], *, embedding: Tensor, final_norm: Tensor, head: Tensor
@@ -99,7 +127,7 @@ class Kernel:
         """
         lanes = _lanes(config, layers)
         assert lanes is not None
-        self._library = _library(lanes)
+        super().__init__(lanes)
         self._held = (layers, embedding, final_norm, head)
         self._layers = (_Layer * len(layers))(*map(_layer, layers))
         self._model = _Model(
@@ -128,24 +156,56 @@ class Kernel:
         )
 
     def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundKernel:
-        """The kernel for rows whose tensors stay where they are in memory."""
+        """See `Sampler.bind`."""
         return BoundKernel(self._library, self._model, rows, rules, sampling, banned_ids)
 
 
-class BoundKernel:
-    """The kernel and the rows of one batch."""
+class CacheAttention:
+    """Attention of one new token a row over a bfloat16 cache; torch's takes many times as long for one query."""
+
+    def __init__(self, lanes: int, *, rounds: bool) -> None:
+        """Loads the code.
+
+        Args:
+            lanes: of `lanes_for`, of the size of a head.
+            rounds: whether probabilities are rounded to bfloat16 before they mix values. Then log-probs are nearest to
+                those of a policy whose attention does so.
+
+        Raises:
+            KernelUnavailable: see `load_library`.
+        """
+        self._library, self._rounds = _library(lanes), rounds
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None, columns: slice) -> Tensor:
+        """[R, K * g * D] what the queries attend to.
+
+        Args:
+            query: [R, K, g, D] bfloat16, of the g query heads of every key-value head.
+            keys: [R, K, C, D] bfloat16, of a cache.
+            values: the same.
+            valid: [R, C] bool, False on the padding left of a prompt; None if no row is padded.
+            columns: of the cache, that are looked at.
+        """
+        query = query.contiguous()
+        rows, kv_heads, group, size = query.shape
+        threads, length = torch.get_num_threads(), columns.stop - columns.start
+        scratch = torch.empty(threads * self._library.grpo_attention_scratch(group, size, length), device="cpu")
+        out = torch.empty(rows, kv_heads * group * size, dtype=torch.bfloat16, device="cpu")
+        counts = (rows, kv_heads, group, size, keys.shape[2], columns.start, columns.stop)
+        addresses = map(_address, (valid, query, keys, values, out, scratch))
+        self._library.grpo_attention(*counts, self._rounds, *addresses, threads)
+        return out
+
+
+class BoundSampler:
+    """The compiled code for drawing tokens, and the rows of one batch."""
 
     def __init__(
-        self,
-        library: ctypes.CDLL,
-        model: ctypes.Structure,
-        rows: Rows,
-        rules: StopRules,
-        sampling: Sampling,
-        banned_ids: Sequence[int],
+        self, library: ctypes.CDLL, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]
     ) -> None:
-        """See `Kernel.bind`."""
-        self._library, self._model = library, ctypes.addressof(model)
+        """See `Sampler.bind`."""
+        self._library, self._of, self._threads = library, rows, torch.get_num_threads()
+        self._logits = rows.logits
         assert len(rules.is_end) == rows.logits.shape[1]
         banned, tables = torch.tensor(banned_ids, dtype=torch.int64), rules.tables
         arrays = [_addresses(tensors) for tensors in (rows.cache.keys, rows.cache.values, tables, rows.states)]
@@ -155,6 +215,7 @@ class BoundKernel:
             vocabulary=rows.logits.shape[1],
             columns=rows.cache.num_columns,
             width=rows.tokens.shape[1],
+            narrow=rows.logits.dtype == torch.bfloat16,
             starts=_address(rows.starts),
             counts=_address(rows.counts),
             finished=_address(rows.finished),
@@ -178,13 +239,36 @@ class BoundKernel:
             tables=table_addresses,
             states=states,
         )
-        scratch = library.grpo_scratch(self._model, len(rows), rows.cache.num_columns)
-        self._scratch = torch.empty(scratch, dtype=torch.uint8)
-        self._held = (rows, rules, banned, arrays)
+        size = self._threads * library.grpo_sample_scratch(rows.logits.shape[1])
+        self._sample_scratch = torch.empty(size, dtype=torch.float32)
+        self._held = (rules, banned, arrays)
 
     def sample(self) -> None:
         """Does what `Batch._sample` does, where neither top-k nor top-p removes anything."""
-        self._library.grpo_sample(ctypes.byref(self._rows), ctypes.byref(self._rules), self._scratch.data_ptr())
+        if self._of.logits is not self._logits:  # torch's operations make new ones
+            self._logits = self._of.logits
+            self._rows.logits = _address(self._logits)
+        structures = ctypes.byref(self._rows), ctypes.byref(self._rules)
+        self._library.grpo_sample(*structures, self._sample_scratch.data_ptr(), self._threads)
+
+
+class BoundKernel(BoundSampler):
+    """The compiled code for whole steps, and the rows of one batch."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        model: ctypes.Structure,
+        rows: Rows,
+        rules: StopRules,
+        sampling: Sampling,
+        banned_ids: Sequence[int],
+    ) -> None:
+        """See `Kernel.bind`."""
+        super().__init__(library, rows, rules, sampling, banned_ids)
+        self._model = ctypes.addressof(model)
+        scratch = library.grpo_scratch(self._model, len(rows), rows.cache.num_columns)
+        self._scratch = torch.empty(scratch, dtype=torch.uint8)
 
     def decode(self, rotary: tuple[Tensor, Tensor], column: int) -> None:
         """Runs the sampled tokens of all open rows, which makes the logits of the next.

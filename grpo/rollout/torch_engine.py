@@ -114,7 +114,8 @@ class TorchEngine:
 
         def build(cancelled: Event) -> Batch:
             room = self._cache_tokens // len(parts)
-            kernel = self._decoder.kernel if len(parts) > 1 or not share_cores else None
+            has_one_core = len(parts) > 1 or not share_cores
+            kernel = self._decoder.kernel if has_one_core and self._decoder.kernel else self._decoder.sampler
             return Batch(self._decoder, rules, sampling, self._end_ids, room, cancelled, kernel)
 
         for ended in run_parts(parts, build, share_cores=share_cores) if parts else ():

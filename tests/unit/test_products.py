@@ -46,11 +46,11 @@ class NarrowProducts(TorchDispatchMode):
 
 @pytest.fixture
 def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_bfloat16_is_slow", lambda: True)
+    monkeypatch.setattr(products, "bfloat16_is_slow", lambda: True)
 
 
 def outputs_and_gradients(is_wide: bool, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    monkeypatch.setattr(products, "_bfloat16_is_slow", lambda: is_wide)
+    monkeypatch.setattr(products, "bfloat16_is_slow", lambda: is_wide)
     torch.manual_seed(0)
     layer, states = torch.nn.Linear(64, 64), torch.randn(3, 20, 64, requires_grad=True)
     with fast_products(CPU, torch.bfloat16), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -101,7 +101,7 @@ def test_a_rollout_makes_no_other_products(slow_cpu: None, monkeypatch: pytest.M
 
 
 def test_where_the_machine_multiplies_itself_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_bfloat16_is_slow", lambda: False)
+    monkeypatch.setattr(products, "bfloat16_is_slow", lambda: False)
     with NarrowProducts() as seen, fast_products(CPU, torch.bfloat16), torch.inference_mode():
         torch.ones(2, 2).bfloat16() @ torch.ones(2, 2).bfloat16()
     assert seen.found
@@ -116,7 +116,7 @@ def test_which_machines_are_slow_with_bfloat16(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert products._bfloat16_is_slow.__wrapped__() is slow
+    assert products.bfloat16_is_slow.__wrapped__() is slow
 
 
 # --- float32 --------------------------------------------------------------------------------------------------------

@@ -283,9 +283,10 @@ def test_the_same_call_gives_the_same_bits(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("master", [torch.float32, torch.bfloat16], ids=["float32_masters", "bfloat16_masters"])
-def test_bfloat16_is_near_the_trainers_bfloat16(family: str, master: torch.dtype) -> None:
+@pytest.mark.parametrize("use_kernel", [False, True])
+def test_bfloat16_is_near_the_trainers_bfloat16(family: str, master: torch.dtype, use_kernel: bool) -> None:
     model = tiny_model(family).to(master)
-    engine = torch_engine(model, TOKENIZER, (), dtype=torch.bfloat16)
+    engine = torch_engine(model, TOKENIZER, (), dtype=torch.bfloat16, use_kernel=use_kernel)
     groups = engine.generate(PROMPTS, keys_of(4, 8), Sampling(max_tokens=24))
     same = differences(model, groups, torch.bfloat16)
     assert 0 < same.mean() < 0.006
