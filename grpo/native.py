@@ -33,10 +33,16 @@ def vector_lanes() -> tuple[int, ...]:
     return {"AVX2": (8,), "AVX512": (16, 8)}.get(torch.backends.cpu.get_cpu_capability(), ())
 
 
-def lanes_for(sizes: Iterable[int]) -> int | None:
-    """The most lanes that divide all of these; None where a vector does not, or the processor has none."""
-    sizes = tuple(sizes)
-    return next((lanes for lanes in vector_lanes() if all(size % lanes == 0 for size in sizes)), None)
+def lanes_for(sizes: Iterable[int], *, narrow: bool = False) -> int | None:
+    """The most lanes that divide all of these; None where a vector does not, or the processor has none.
+
+    Args:
+        sizes: of what vectors are multiplied with.
+        narrow: of bfloat16, of which lanes of the widest vectors hold pairs.
+    """
+    sizes, widest = tuple(sizes), max(_VECTORS)
+    multiples = {lanes: 2 * lanes if narrow and lanes == widest else lanes for lanes in vector_lanes()}
+    return next((lanes for lanes, multiple in multiples.items() if not any(size % multiple for size in sizes)), None)
 
 
 @cache

@@ -10,6 +10,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef int64_t i64;
+typedef uint16_t half; /* the bits of a bfloat16 number */
 
 #ifdef __AVX512F__
 
@@ -28,13 +29,18 @@ INLINE vec times_power_of_two(vec x, vec n) { return _mm512_scalef_ps(x, n); }
 INLINE vec zero_where_less(vec v, vec x, float bound) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(bound), _CMP_NLT_UQ), v);
 }
-INLINE vec widened(const uint16_t *from) {
+INLINE vec widened(const half *from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
 }
 INLINE vec narrowed(vec v) {
     __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
+    bits = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000));
+    return _mm512_mask_mov_ps(_mm512_castsi512_ps(bits), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), all(NAN));
+}
+INLINE void store_narrow(half *to, vec v) {
+    __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(narrowed(v)), 16);
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(bits));
 }
 INLINE __m256 halves(vec v) {
     return _mm512_castps512_ps256(v) + _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
@@ -63,13 +69,19 @@ INLINE vec times_power_of_two(vec x, vec n) {
 INLINE vec zero_where_less(vec v, vec x, float bound) {
     return _mm256_and_ps(_mm256_cmp_ps(x, all(bound), _CMP_NLT_UQ), v);
 }
-INLINE vec widened(const uint16_t *from) {
+INLINE vec widened(const half *from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
 }
 INLINE vec narrowed(vec v) {
     __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xffff0000)));
+    bits = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff0000));
+    return _mm256_blendv_ps(_mm256_castsi256_ps(bits), all(NAN), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+}
+INLINE void store_narrow(half *to, vec v) {
+    __m256i bits = _mm256_srli_epi32(_mm256_castps_si256(narrowed(v)), 16);
+    bits = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0xd8);
+    _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(bits));
 }
 INLINE __m256 halves(vec v) { return v; }
 INLINE vec zipped(vec a, vec b) { return _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b); }
@@ -77,18 +89,28 @@ INLINE vec joined(vec a, vec b) { return _mm256_shuffle_ps(a, b, 0x44) + _mm256_
 
 #endif
 
-INLINE float wide(uint16_t x) {
+/* bfloat16 is `half` in memory and float32 in registers: `widened` where it is loaded, `narrowed` where it is rounded, to
+ * the nearest or the even one of two; nan stays nan. */
+INLINE __m128 four_widened(const half *from) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)from)), 16));
+}
+INLINE __m128 four_narrowed(__m128 v) {
+    __m128i bits = _mm_castps_si128(v), odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+    bits = _mm_add_epi32(bits, _mm_add_epi32(odd, _mm_set1_epi32(0x7fff)));
+    bits = _mm_and_si128(bits, _mm_set1_epi32(0xffff0000));
+    return _mm_blendv_ps(_mm_castsi128_ps(bits), _mm_set1_ps(NAN), _mm_cmpunord_ps(v, v));
+}
+INLINE float one_widened(half x) {
     uint32_t bits = (uint32_t)x << 16;
     float found;
     memcpy(&found, &bits, sizeof found);
     return found;
 }
-
-/* float32 to bfloat16, to the nearest and to the even one of two; nan stays nan. */
-INLINE uint16_t rounded(float x) {
+INLINE float one_narrowed(float x) { return _mm_cvtss_f32(four_narrowed(_mm_set_ss(x))); }
+INLINE half bits_of(float narrow) {
     uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    memcpy(&bits, &narrow, sizeof bits);
+    return bits >> 16;
 }
 
 /* A quarter of the sum in each lane. */

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo.native import lanes_for, vector_lanes
-from grpo.products import bfloat16_is_slow, fast_products
+from grpo.products import fast_products
 from grpo.rollout.kernel import CacheAttention, Kernel, Sampler
 from grpo.rollout.weights import Linear, load_layer
 
@@ -125,9 +125,9 @@ class Decoder:
         self._cache_attention: CacheAttention | None = None
         if use_kernel and self.device.type == "cpu" and vector_lanes():
             self.sampler = Sampler(vector_lanes()[0])
-            lanes = lanes_for([self.head_size])
+            lanes = lanes_for([self.head_size], narrow=True)
             if lanes is not None and dtype == torch.bfloat16:
-                self._cache_attention = CacheAttention(lanes, rounds=not bfloat16_is_slow())
+                self._cache_attention = CacheAttention(lanes)
 
     def load(self, model: Any) -> None:
         """Takes over the model's current weights."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grpo.native import KernelUnavailable, lanes_for, load_library
+from grpo.products import bfloat16_is_slow
 from grpo.rollout.stopping import StopRules
 from grpo.rollout.weights import Layer, Linear
 from grpo.types import Sampling
@@ -28,10 +29,7 @@ _SOURCE = Path(__file__).with_name("kernel.c")
 
 
 def _library(lanes: int) -> ctypes.CDLL:
-    try:
-        library = load_library(_SOURCE, lanes, "-fopenmp")
-    except KernelUnavailable:  # a compiler without OpenMP will do: most of what is called takes one core
-        library = load_library(_SOURCE, lanes)
+    library = _loaded(lanes)
     library.grpo_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.grpo_scratch.restype = ctypes.c_int64
     library.grpo_decode.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p]
@@ -45,6 +43,18 @@ def _library(lanes: int) -> ctypes.CDLL:
     library.grpo_attention.argtypes = [*[ctypes.c_int64] * 7, ctypes.c_int, *[ctypes.c_void_p] * 6, ctypes.c_int]
     library.grpo_attention.restype = None
     return library
+
+
+def _loaded(lanes: int) -> ctypes.CDLL:
+    """For what this processor and this compiler can do."""
+    has_pairs = lanes == 16 and torch.cpu.get_capabilities().get("avx512_bf16")
+    flags = ["-fopenmp", "-mavx512bf16"] if has_pairs else ["-fopenmp"]
+    while flags:
+        try:
+            return load_library(_SOURCE, lanes, *flags)
+        except KernelUnavailable:  # it knows less than the processor: what is left out only costs time
+            flags.pop()
+    return load_library(_SOURCE, lanes)
 
 
 def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
@@ -67,6 +77,7 @@ _Layer = _structure(
 _Model = _structure(
     "Model",
     **dict.fromkeys(("layers", "hidden", "intermediate", "kv_heads", "group", "head_size", "vocabulary"), _COUNT),
+    **dict.fromkeys(("narrow", "rounds"), _COUNT),
     eps=_FLOAT,
     **dict.fromkeys(("layer", "embedding", "head", "final_norm"), _ADDRESS),
 )
@@ -138,6 +149,8 @@ class Kernel(Sampler):
             group=config.num_attention_heads // config.num_key_value_heads,
             head_size=_head_size(config, layers),
             vocabulary=len(head),
+            narrow=head.dtype == torch.bfloat16,
+            rounds=not bfloat16_is_slow(),
             eps=config.rms_norm_eps,
             layer=ctypes.addressof(self._layers),
             embedding=_address(embedding),
@@ -147,13 +160,13 @@ class Kernel(Sampler):
 
     @staticmethod
     def fits(config: Any, layers: Sequence[Layer], *, residual_dtype: torch.dtype) -> bool:
-        """Whether the code is for this machine and these weights: float32, and of sizes that its vectors divide."""
+        """Whether the code is for this machine and these weights.
+
+        Residuals are in float32, matrices in float32 or bfloat16, and vectors divide their sizes.
+        """
         weight = layers[0].qkv.weight
-        return (
-            weight.device.type == "cpu"
-            and weight.dtype == residual_dtype == torch.float32
-            and _lanes(config, layers) is not None
-        )
+        is_known = weight.dtype in (torch.float32, torch.bfloat16) and residual_dtype == torch.float32
+        return weight.device.type == "cpu" and is_known and _lanes(config, layers) is not None
 
     def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundKernel:
         """See `Sampler.bind`."""
@@ -163,18 +176,16 @@ class Kernel(Sampler):
 class CacheAttention:
     """Attention of one new token a row over a bfloat16 cache; torch's takes many times as long for one query."""
 
-    def __init__(self, lanes: int, *, rounds: bool) -> None:
+    def __init__(self, lanes: int) -> None:
         """Loads the code.
 
         Args:
             lanes: of `lanes_for`, of the size of a head.
-            rounds: whether probabilities are rounded to bfloat16 before they mix values. Then log-probs are nearest to
-                those of a policy whose attention does so.
 
         Raises:
             KernelUnavailable: see `load_library`.
         """
-        self._library, self._rounds = _library(lanes), rounds
+        self._library = _library(lanes)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None, columns: slice) -> Tensor:
         """[R, K * g * D] what the queries attend to.
@@ -193,7 +204,7 @@ class CacheAttention:
         out = torch.empty(rows, kv_heads * group * size, dtype=torch.bfloat16, device="cpu")
         counts = (rows, kv_heads, group, size, keys.shape[2], columns.start, columns.stop)
         addresses = map(_address, (valid, query, keys, values, out, scratch))
-        self._library.grpo_attention(*counts, self._rounds, *addresses, threads)
+        self._library.grpo_attention(*counts, not bfloat16_is_slow(), *addresses, threads)
         return out
 
 
@@ -291,7 +302,8 @@ def _layer(layer: Layer) -> ctypes.Structure:
 
 
 def _lanes(config: Any, layers: Sequence[Layer]) -> int | None:
-    return lanes_for((config.hidden_size, config.intermediate_size, _head_size(config, layers)))
+    sizes = (config.hidden_size, config.intermediate_size, _head_size(config, layers))
+    return lanes_for(sizes, narrow=layers[0].qkv.weight.dtype == torch.bfloat16)
 
 
 def _head_size(config: Any, layers: Sequence[Layer]) -> int:
