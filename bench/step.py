@@ -1,6 +1,6 @@
 """A whole training step against TRL's GRPOTrainer on the same work, what is neither rollout nor update, and start-up.
 
-    python -m bench.step [--only small,varying,large,bf16,overhead,startup] [--rounds 3] [--out bench/results/step.md]
+    python -m bench.step [--only small,varying,large,bf16,8bit,overhead,startup] [--rounds 3] [--out step.md]
 
 Each run has a process of its own, ours and TRL's in turn. TRL gets an environment of its own, below .bench/, and the
 micro-batch that is fastest for it.

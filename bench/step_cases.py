@@ -30,6 +30,7 @@ LARGE = BuildConfig(
     num_key_value_heads=2,
 )
 _QUICK = BuildConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+_SMALL_MEMORY = ("model.master_dtype=bfloat16", "train.optimizer=adamw_8bit", "hardware.micro_batch_tokens=512")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Case:
         num_timed: steps after the warm-up.
         varying: whether lengths vary, exponentially with a mean of a third of max_tokens; else all are max_tokens.
         bf16: bfloat16 compute.
+        settings: of ours beside these, which TRL does not have.
         goal: what the ratio should be.
         guess_s: of a step of ours and of TRL's, for the time that is left.
     """
@@ -57,13 +59,14 @@ class Case:
     guess_s: tuple[float, float]
     varying: bool = False
     bf16: bool = False
+    settings: tuple[str, ...] = ()
 
     @property
     def work(self) -> str:
         """What a step does, in words."""
         lengths = f"1 to {self.max_tokens}" if self.varying else f"{self.max_tokens}"
         dtype = "bf16 compute" if self.bf16 else "float32"
-        return f"{self.num_problems} x {self.group_size} x {lengths} tokens, {dtype}"
+        return ", ".join((f"{self.num_problems} x {self.group_size} x {lengths} tokens, {dtype}", *self.settings))
 
     def quick(self) -> Case:
         """The same at a size that proves nothing."""
@@ -75,6 +78,7 @@ CASES = (
     Case("varying", SMALL, 16, 8, 64, num_timed=5, goal="4", guess_s=(0.6, 2.2), varying=True),
     Case("large", LARGE, 8, 8, 32, num_timed=2, goal="1.5", guess_s=(12, 18)),
     Case("bf16", LARGE, 8, 8, 32, num_timed=2, goal="2.5", guess_s=(12, 30), bf16=True),
+    Case("8bit", LARGE, 8, 8, 32, num_timed=2, goal="2.5", guess_s=(12, 30), bf16=True, settings=_SMALL_MEMORY),
 )
 
 
@@ -127,6 +131,7 @@ def build_job(
         max_tokens=case.max_tokens,
         lengths=forced_lengths(case, num_steps),
         bf16=case.bf16,
+        settings=case.settings,
         threads=threads,
         seed=SEED,
         micro_batch=micro_batch,

@@ -299,10 +299,10 @@ class HardwareConfig:
             token where there are more than four to one.
         head_chunk_tokens: tokens whose logits exist at once.
         activation_checkpointing: recompute activations in the backward pass.
-        compiled_kernels: on an x86 CPU with AVX2 or AVX512 and a C compiler, compiled code samples float32 models (the
-            torch engine), computes the layers of Qwen2 and Llama where an update runs packed micro-batches on one core
-            each, and multiplies float32 matrices on AMD processors with AVX512. Else, and where this is false, torch's
-            operations do the same.
+        compiled_kernels: on an x86 CPU with AVX2 or AVX512 and a C compiler, compiled code samples (the torch engine),
+            computes the layers of Qwen2 and Llama where an update runs packed micro-batches on one core each, and
+            multiplies float32 matrices on AMD processors with AVX512. Else, and where this is false, torch's operations
+            do the same.
         engine_cache_tokens: tokens that the key-value cache holds at once: the torch engine's, and vLLM's on a CPU.
         engine_memory_fraction: share of the engine's GPU that vLLM may take.
         engine_process: where vLLM runs; a child of the trainer's process can use a GPU of its own.

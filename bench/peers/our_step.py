@@ -191,6 +191,7 @@ def overrides(job: StepJob) -> list[str]:
         "checkpoint.save_steps=0",
         "logging.console=plain",
         f"logging.plot_steps={int(job.graded)}",
+        *job.settings,
     ]
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class StepJob:
         seed: of the run.
         micro_batch: completions that go through TRL's policy at once; ours has a budget of tokens and ignores it.
         graded: r1_zero grading of answers that `our_step` writes, instead of `text_reward`; ours only.
+        settings: overrides of ours beside these.
     """
 
     model: str
@@ -54,6 +56,7 @@ class StepJob:
     seed: int
     micro_batch: int = 0
     graded: bool = False
+    settings: Sequence[str] = ()
 
     @property
     def batch_size(self) -> int:

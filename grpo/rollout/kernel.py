@@ -3,7 +3,8 @@
 A step of a small model is hundreds of operations of a few microseconds, and a core of a CPU reads a row's keys and
 values faster than torch's attention for one query does. The C code makes a step in two calls, without Python's lock.
 It is compiled on first use, in a second, by the machine's own C compiler. Where there is none, or another processor,
-torch's operations do the same.
+torch's operations do the same. Where only some of it fits, torch's operations do the rest: a batch that has all cores
+draws tokens by it, and attends by it if the cache is bfloat16.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ def _library(lanes: int) -> ctypes.CDLL:
     return library
 
 
+def _has(name: str) -> bool:
+    """Whether torch finds that the processor can do this."""
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get(name))
+
+
 def _loaded(lanes: int) -> ctypes.CDLL:
     """For what this processor and this compiler can do."""
-    has_pairs = lanes == 16 and torch.cpu.get_capabilities().get("avx512_bf16")
-    flags = ["-fopenmp", "-mavx512bf16"] if has_pairs else ["-fopenmp"]
+    flags = ["-fopenmp", "-mavx512bf16"] if lanes == 16 and _has("avx512_bf16") else ["-fopenmp"]
     while flags:
         try:
             return load_library(_SOURCE, lanes, *flags)
@@ -162,10 +167,12 @@ class Kernel(Sampler):
     def fits(config: Any, layers: Sequence[Layer], *, residual_dtype: torch.dtype) -> bool:
         """Whether the code is for this machine and these weights.
 
-        Residuals are in float32, matrices in float32 or bfloat16, and vectors divide their sizes.
+        Residuals are in float32, matrices in float32 or bfloat16, and vectors divide their sizes. Processors with AMX,
+        which multiply tiles of bfloat16, have those left to torch.
         """
         weight = layers[0].qkv.weight
-        is_known = weight.dtype in (torch.float32, torch.bfloat16) and residual_dtype == torch.float32
+        is_known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not _has("amx_bf16"))
+        is_known = is_known and residual_dtype == torch.float32
         return weight.device.type == "cpu" and is_known and _lanes(config, layers) is not None
 
     def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundKernel:

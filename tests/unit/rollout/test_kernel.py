@@ -5,6 +5,7 @@ Whole completions are compared in tests/contract/test_engine.py, whose engine `t
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -427,6 +428,16 @@ def test_other_sizes_and_dtypes_have_torch_operations() -> None:
     assert Decoder(model, dtype=torch.float32, device=CPU, use_kernel=True).kernel is not None
 
 
+def test_bfloat16_where_tiles_are_multiplied_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    narrow, wide = (
+        Decoder(random_model("one"), dtype=dtype, device=CPU, use_kernel=True)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert narrow.kernel is None
+    assert wide.kernel is not None
+
+
 def test_a_step_is_two_calls() -> None:
     """Nothing of Python is left in a step but the loop: the number of calls does not depend on layers or rows."""
     calls = {2: 0, 6: 0}
@@ -504,6 +515,24 @@ def test_without_a_compiler_torch_operations_sample_the_same(
     sampling, prompts = Sampling(max_tokens=12), [[5, 6, 7], [9]]
     expected = torch_engine(tiny_model(), TOKENIZER, (0,)).generate(prompts, keys_of(2, 2), sampling)
     assert engine.generate(prompts, keys_of(2, 2), sampling) == expected
+
+
+@pytest.mark.usefixtures("cache_folder")
+def test_a_compiler_that_knows_less_than_the_processor_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[tuple[str, ...]] = []
+
+    def load(source: Path, lanes: int, *flags: str) -> ctypes.CDLL:
+        if flags:
+            refused.append(flags)
+            raise KernelUnavailable("unrecognized command-line option")
+        return native.load_library(source, lanes)
+
+    monkeypatch.setattr(kernel, "load_library", load)
+    sampling, prompts = Sampling(max_tokens=12), [[5, 6, 7], [9]]
+    expected = torch_engine(tiny_model(), TOKENIZER, (0,)).generate(prompts, keys_of(2, 2), sampling)
+    found = kernel_engine(tiny_model(), TOKENIZER, (0,)).generate(prompts, keys_of(2, 2), sampling)
+    assert [one.token_ids for one in chain(*found)] == [one.token_ids for one in chain(*expected)]
+    assert ("-fopenmp",) in refused
 
 
 @pytest.mark.usefixtures("cache_folder")
