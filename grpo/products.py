@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,7 +55,7 @@ def fast_products(
         dtype: of the matrices.
         compiled: whether code of ours may be compiled for them, where there is a compiler.
     """
-    if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_slow():
+    if device.type == "cpu" and dtype == torch.bfloat16 and _bfloat16_is_slow():
         return _WidenedProducts()
     if compiled and device.type == "cpu" and dtype == torch.float32 and _float32_is_slow():
         library = _library(16)
@@ -62,11 +63,23 @@ def fast_products(
     return nullcontext()
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+    """`scaled_dot_product_attention`; of bfloat16 on a CPU in float32, and rounded once.
+
+    torch rounds probabilities there, too, and its backward pass over short sequences takes three to four times as long.
+    """
+    if value.device.type != "cpu" or value.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, **arguments)
+    with torch.autocast("cpu", enabled=False):
+        wide = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **arguments)
+    return wide.to(torch.bfloat16)
+
+
 # --- bfloat16 -------------------------------------------------------------------------------------------------------
 
 
 @cache
-def bfloat16_is_slow() -> bool:
+def _bfloat16_is_slow() -> bool:
     """Whether torch multiplies bfloat16 one by one: on x86, where oneDNN's kernels for it want AVX512 at least."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return is_x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from grpo.products import attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,7 +134,7 @@ def packed_attention(
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
     # A shared prompt's output is read from its first sequence only, so only there its queries have a gradient.
     # The dtype is the one that autocast would choose a line later, for more tokens.
-    attended = F.scaled_dot_product_attention(
+    attended = attention(
         _by_sequence(query.to(value.dtype), packed_layout, ()),
         _by_sequence(key.to(value.dtype), packed_layout, packed_layout.shared),
         _by_sequence(value, packed_layout, packed_layout.shared),

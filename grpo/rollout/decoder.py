@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo.native import lanes_for, vector_lanes
-from grpo.products import fast_products
+from grpo.products import attention, fast_products
 from grpo.rollout.kernel import CacheAttention, Kernel, Sampler
 from grpo.rollout.weights import Linear, load_layer
 
@@ -260,12 +260,12 @@ class Decoder:
                 return self._cache_attention(query, keys, values, cache.valid, slice(first, end))
             mask = None if cache.valid is None else cache.valid[:, None, None, first:end]
             keys, values = keys[:, :, first:end], values[:, :, first:end]
-            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).view(rows, -1)
+            return attention(query, keys, values, attn_mask=mask).view(rows, -1)
         keys, values = keys[:, :, first:end], values[:, :, first:end]
         query = query.transpose(1, 2)
         if mask is not None and self.device.type == "cuda":  # where no kernel but the slowest takes groups and a mask
             keys, values = (each.repeat_interleave(query.shape[1] // heads, dim=1) for each in (keys, values))
-        attended = F.scaled_dot_product_attention(
+        attended = attention(
             query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=keys.shape[1] != query.shape[1]
         )
         return attended.transpose(1, 2).reshape(rows * length, -1)

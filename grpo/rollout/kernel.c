@@ -3,7 +3,7 @@
  * `grpo/rollout/kernel.py` has this file compiled and calls it twice a step, without Python's lock. It computes what
  * `Batch._sample` and `Decoder.forward` compute with torch's operations; those say what it means. Matrices and cache are
  * float32 or bfloat16, `narrow` below; then what enters a product or leaves it is rounded where torch's autocast rounds
- * it, and sums and residuals are float32. Weights are read where the policy has them, [out, in], and nothing is packed
+ * it; sums, residuals and all of attention are float32. Weights are read where the policy has them, [out, in], and nothing is packed
  * or copied. What a row gets does not depend on the other rows, to the last bit.
  *
  * R rows, H hidden size, I intermediate size, K key-value heads, g query heads per key-value head, D head size, C cache
@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
     i64 layers, hidden, intermediate, kv_heads, group, head_size, vocabulary;
-    i64 narrow, rounds; /* `rounds`: see `attend` */
+    i64 narrow;
     float eps;
     const Layer *layer;
     const float *embedding;  /* [V, H] */
@@ -264,10 +264,9 @@ INLINE void mix(int heads, int n, int narrow, const float *probs, i64 ldp, const
             store(out + h * size + i * LANES, mixed[h][i] / sums[h]);
 }
 
-/* Attention of g query heads [g, D] over `length` keys and values [length, D]; there is room for g rows of scores. If it
- * `rounds`, probabilities are bfloat16 when values are mixed, float32 when they are summed. */
-INLINE void attend(int narrow, int rounds, const void *query, const void *keys, const void *values, i64 group,
-                   i64 length, i64 size, float *scores, float *out) {
+/* Attention of g query heads [g, D] over `length` keys and values [length, D]; there is room for g rows of scores. */
+INLINE void attend(int narrow, const void *query, const void *keys, const void *values, i64 group, i64 length,
+                   i64 size, float *scores, float *out) {
     i64 ld = (length + LANES - 1) / LANES * LANES;
     float sums[group], scale = 1.0f / sqrtf(size);
     End end = {NULL, NULL, 0, 0};
@@ -279,7 +278,7 @@ INLINE void attend(int narrow, int rounds, const void *query, const void *keys, 
         float highest = maximum(row, ld);
         for (i64 s = 0; s < ld; s += LANES) {
             vec p = exponential((load(row + s) - highest) * scale);
-            store(row + s, rounds ? narrowed(p) : p);
+            store(row + s, p);
             sum += p;
         }
         sums[h] = total(sum);
@@ -303,14 +302,14 @@ INLINE void attend(int narrow, int rounds, const void *query, const void *keys, 
     }
 }
 
-static void attend_narrow(int rounds, const half *query, const half *keys, const half *values, i64 group, i64 length,
-                          i64 size, float *scores, float *out) {
-    attend(1, rounds, query, keys, values, group, length, size, scores, out);
+static void attend_narrow(const half *query, const half *keys, const half *values, i64 group, i64 length, i64 size,
+                          float *scores, float *out) {
+    attend(1, query, keys, values, group, length, size, scores, out);
 }
 
 static void attend_wide(const float *query, const float *keys, const float *values, i64 group, i64 length, i64 size,
                         float *scores, float *out) {
-    attend(0, 0, query, keys, values, group, length, size, scores, out);
+    attend(0, query, keys, values, group, length, size, scores, out);
 }
 
 static void narrow_all(const float *x, half *out, i64 size) {
@@ -341,8 +340,7 @@ static void attention(const Model *model, i64 number, const Rows *rows, const i6
                 narrow_all(key, keys + last, size);
                 narrow_all(value, values + last, size);
                 narrow_all(query, (half *)query, group * size);
-                attend_narrow(model->rounds, (half *)query, keys + first, values + first, group, length, size, scores,
-                              query);
+                attend_narrow((half *)query, keys + first, values + first, group, length, size, scores, query);
                 narrow_all(query, (half *)out + place, group * size);
             } else {
                 float *keys = (float *)rows->keys[number] + offset, *values = (float *)rows->values[number] + offset;
@@ -359,9 +357,8 @@ i64 grpo_attention_scratch(i64 group, i64 size, i64 length) { return group * (si
 
 /* Attention over a bfloat16 cache: g queries [R, K, g, D], columns [first, end) of keys and values [R, K, C, D], of
  * which a row's own begin with the first that is valid [R, C]; without `valid`, with the first. */
-void grpo_attention(i64 rows, i64 kv_heads, i64 group, i64 size, i64 columns, i64 first, i64 end, int rounds,
-                    const uint8_t *valid, const half *query, const half *keys, const half *values, half *out,
-                    float *scratch, int threads) {
+void grpo_attention(i64 rows, i64 kv_heads, i64 group, i64 size, i64 columns, i64 first, i64 end, const uint8_t *valid,
+                    const half *query, const half *keys, const half *values, half *out, float *scratch, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (i64 r = 0; r < rows; r++) {
         float *attended = scratch + THREAD * grpo_attention_scratch(group, size, end - first);
@@ -369,7 +366,7 @@ void grpo_attention(i64 rows, i64 kv_heads, i64 group, i64 size, i64 columns, i6
         while (valid && begin < end - 1 && !valid[r * columns + begin]) begin++;
         for (i64 h = r * kv_heads; h < (r + 1) * kv_heads; h++) {
             i64 offset = (h * columns + begin) * size, place = h * group * size;
-            attend_narrow(rounds, query + place, keys + offset, values + offset, group, end - begin, size,
+            attend_narrow(query + place, keys + offset, values + offset, group, end - begin, size,
                           attended + group * size, attended);
             narrow_all(attended, out + place, group * size);
         }

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from grpo.native import KernelUnavailable, lanes_for, load_library
-from grpo.products import bfloat16_is_slow
 from grpo.rollout.stopping import StopRules
 from grpo.rollout.weights import Layer, Linear
 from grpo.types import Sampling
@@ -41,7 +40,7 @@ def _library(lanes: int) -> ctypes.CDLL:
     library.grpo_sample.restype = None
     library.grpo_attention_scratch.argtypes = [ctypes.c_int64] * 3
     library.grpo_attention_scratch.restype = ctypes.c_int64
-    library.grpo_attention.argtypes = [*[ctypes.c_int64] * 7, ctypes.c_int, *[ctypes.c_void_p] * 6, ctypes.c_int]
+    library.grpo_attention.argtypes = [*[ctypes.c_int64] * 7, *[ctypes.c_void_p] * 6, ctypes.c_int]
     library.grpo_attention.restype = None
     return library
 
@@ -82,7 +81,7 @@ _Layer = _structure(
 _Model = _structure(
     "Model",
     **dict.fromkeys(("layers", "hidden", "intermediate", "kv_heads", "group", "head_size", "vocabulary"), _COUNT),
-    **dict.fromkeys(("narrow", "rounds"), _COUNT),
+    narrow=_COUNT,
     eps=_FLOAT,
     **dict.fromkeys(("layer", "embedding", "head", "final_norm"), _ADDRESS),
 )
@@ -155,7 +154,6 @@ class Kernel(Sampler):
             head_size=_head_size(config, layers),
             vocabulary=len(head),
             narrow=head.dtype == torch.bfloat16,
-            rounds=not bfloat16_is_slow(),
             eps=config.rms_norm_eps,
             layer=ctypes.addressof(self._layers),
             embedding=_address(embedding),
@@ -181,7 +179,7 @@ class Kernel(Sampler):
 
 
 class CacheAttention:
-    """Attention of one new token a row over a bfloat16 cache; torch's takes many times as long for one query."""
+    """`grpo.products.attention` of one new token a row over a bfloat16 cache; torch takes many times as long."""
 
     def __init__(self, lanes: int) -> None:
         """Loads the code.
@@ -211,7 +209,7 @@ class CacheAttention:
         out = torch.empty(rows, kv_heads * group * size, dtype=torch.bfloat16, device="cpu")
         counts = (rows, kv_heads, group, size, keys.shape[2], columns.start, columns.stop)
         addresses = map(_address, (valid, query, keys, values, out, scratch))
-        self._library.grpo_attention(*counts, not bfloat16_is_slow(), *addresses, threads)
+        self._library.grpo_attention(*counts, *addresses, threads)
         return out
 
 

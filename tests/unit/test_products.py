@@ -16,7 +16,7 @@ from grpo import products
 from grpo.config import compose_run_config
 from grpo.native import load_library, vector_lanes
 from grpo.policy.build import build_policy
-from grpo.products import fast_products
+from grpo.products import attention, fast_products
 from grpo.types import Sampling
 from tests.contract.engines import keys_of, merged_tokenizer, torch_engine
 from tests.contract.engines import tiny_model as engine_model
@@ -46,11 +46,32 @@ class NarrowProducts(TorchDispatchMode):
 
 @pytest.fixture
 def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "bfloat16_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_bfloat16_is_slow", lambda: True)
+
+
+@pytest.mark.parametrize("has_autocast", [False, True])
+def test_attention_in_bfloat16_rounds_once(has_autocast: bool) -> None:
+    """Its result, and each of its gradients, are those of float64 to the nearest bfloat16 number but for a few."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, heads, 30, 16, generator=generator).bfloat16() for heads in (4, 2, 2)]
+    narrow = [each.clone().requires_grad_() for each in given]
+    exact = [each.double().requires_grad_() for each in given]
+    upstream = torch.randn(2, 4, 30, 16, generator=generator).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_autocast):
+        found = attention(*narrow, is_causal=True, enable_gqa=True)
+    expected = F.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True)
+    found.backward(upstream)
+    expected.backward(upstream.double())
+    assert found.dtype == torch.bfloat16
+    pairs = [(found, expected), *((ours.grad, theirs.grad) for ours, theirs in zip(narrow, exact, strict=True))]
+    for ours, theirs in pairs:
+        assert ours is not None
+        assert theirs is not None
+        assert float((ours == theirs.bfloat16()).double().mean()) > 0.99
 
 
 def outputs_and_gradients(is_wide: bool, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    monkeypatch.setattr(products, "bfloat16_is_slow", lambda: is_wide)
+    monkeypatch.setattr(products, "_bfloat16_is_slow", lambda: is_wide)
     torch.manual_seed(0)
     layer, states = torch.nn.Linear(64, 64), torch.randn(3, 20, 64, requires_grad=True)
     with fast_products(CPU, torch.bfloat16), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -101,7 +122,7 @@ def test_a_rollout_makes_no_other_products(slow_cpu: None, monkeypatch: pytest.M
 
 
 def test_where_the_machine_multiplies_itself_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "bfloat16_is_slow", lambda: False)
+    monkeypatch.setattr(products, "_bfloat16_is_slow", lambda: False)
     with NarrowProducts() as seen, fast_products(CPU, torch.bfloat16), torch.inference_mode():
         torch.ones(2, 2).bfloat16() @ torch.ones(2, 2).bfloat16()
     assert seen.found
@@ -116,7 +137,7 @@ def test_which_machines_are_slow_with_bfloat16(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert products.bfloat16_is_slow.__wrapped__() is slow
+    assert products._bfloat16_is_slow.__wrapped__() is slow
 
 
 # --- float32 --------------------------------------------------------------------------------------------------------
