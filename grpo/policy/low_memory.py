@@ -57,19 +57,24 @@ def decode_signed(codes: Tensor, scales: Tensor) -> Tensor:
     return roots.mul_(roots.abs()).mul_(scales)
 
 
-def encode_positive(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_bits(values: Tensor, generator: torch.Generator) -> Tensor:
+    """31 for each of the values, int32: 16 that round its weight and 15 its state; to draw them twice takes long."""
+    return torch.randint(0, 2**31, values.shape, generator=generator, device=values.device, dtype=torch.int32)
+
+
+def encode_positive(values: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of √(x / largest of the block), rounded up with the probability of the remainder; only 0 becomes 0.
 
     Args:
         values: [N, 128] float32, 0 or more.
-        generator: on the device of the values.
+        bits: of `random_bits`, for these values.
 
     Returns:
         [N, 128] uint8 and [N, 1] float32 scales.
     """
     scales = values.amax(dim=1, keepdim=True)
     roots = _relative(values, scales).sqrt_()
-    dither = torch.rand(values.shape, generator=generator, device=values.device)
+    dither = (bits >> 16) * 2**-15
     codes = roots.mul_(255).add_(dither).floor_().clamp_(max=255)
     return torch.maximum(codes, (values > 0).float()).to(torch.uint8), scales
 
@@ -84,7 +89,7 @@ def _relative(values: Tensor, scales: Tensor) -> Tensor:
     return torch.where(scales > 0, values / scales, 0)
 
 
-def round_to_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:
+def round_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
     """Rounds up or down at random so that the mean is the value itself (arXiv 2010.06192).
 
     bfloat16 is the upper half of a float32: adding 16 random bits carries into it with the probability of the lower
@@ -92,11 +97,9 @@ def round_to_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         values: float32, any shape; infinities and nan stay what they are.
-        generator: on the device of the values.
+        bits: of `random_bits`, for these values.
     """
-    bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 2**16, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
-    rounded = ((bits + noise) & -(2**16)).view(torch.float32)
+    rounded = ((values.contiguous().view(torch.int32) + (bits & 0xFFFF)) & -(2**16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
 
@@ -156,7 +159,7 @@ class AdamW8bit(torch.optim.Optimizer):
         if "exp_avg" in state:
             weights = parameter.float()
             _adamw(weights, grads.float(), state["exp_avg"], state["exp_avg_sq"], group, step)
-            _write(parameter, weights, generator)
+            _write(parameter, weights, random_bits(weights, generator))
             return
         flat, grads = parameter.view(-1), grads.reshape(-1)
         num_blocks = _slice_blocks(parameter.device)
@@ -209,13 +212,14 @@ def _quantized_update(
     exp_avg = decode_signed(state["exp_avg_codes"], state["exp_avg_scales"]).mul_(roots)
     exp_avg_sq = roots.square_()
     weights = _in_blocks(flat.float())
+    bits = random_bits(weights, generator)
     _adamw(weights, _in_blocks(grads.float()), exp_avg, exp_avg_sq, group, step)
-    _write(flat, weights.view(-1)[: len(flat)], generator)
+    _write(flat, weights.view(-1)[: len(flat)], bits.view(-1)[: len(flat)])
     roots = exp_avg_sq.sqrt_()
     ratios = torch.where(roots > 0, exp_avg / roots, 0)
     for key, (codes, scales) in {
         "exp_avg": encode_signed(ratios),
-        "exp_avg_sq": encode_positive(roots, generator),
+        "exp_avg_sq": encode_positive(roots, bits),
     }.items():
         state[f"{key}_codes"].copy_(codes)
         state[f"{key}_scales"].copy_(scales)
@@ -226,6 +230,6 @@ def _in_blocks(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, -len(values) % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
 
 
-def _write(target: Tensor, weights: Tensor, generator: torch.Generator) -> None:
-    """Puts float32 weights into the parameter."""
-    target.copy_(round_to_bfloat16(weights, generator) if target.dtype is torch.bfloat16 else weights)
+def _write(target: Tensor, weights: Tensor, bits: Tensor) -> None:
+    """Puts float32 weights into the parameter, where it is bfloat16 rounded by these random bits."""
+    target.copy_(round_to_bfloat16(weights, bits) if target.dtype is torch.bfloat16 else weights)

@@ -19,6 +19,7 @@ from grpo.policy.low_memory import (
     decode_signed,
     encode_positive,
     encode_signed,
+    random_bits,
     round_to_bfloat16,
 )
 from grpo.policy.optimizer import build_optimizer
@@ -78,7 +79,7 @@ def test_positive_codes_by_hand() -> None:
     values = torch.full((1000, 128), 1.0)
     values[:, 0], values[:, 1] = 4.0, 4e-7
     values[:, 2] = 0.0
-    codes, scales = encode_positive(values, generator())
+    codes, scales = encode_positive(values, random_bits(values, generator()))
     assert (scales == 4).all()
     assert codes[:, :3].unique(dim=0).tolist() == [[255, 1, 0]]
     assert codes[:, 3:].unique().tolist() == [127, 128]
@@ -107,7 +108,7 @@ def test_signed_codes_keep_signs_and_are_near(drawing: tuple[list[float], int]) 
 @given(blocks)
 def test_positive_codes_are_near_and_0_is_only_0(drawing: tuple[list[float], int]) -> None:
     values = drawn(*drawing).abs()
-    codes, scales = encode_positive(values, generator(drawing[1]))
+    codes, scales = encode_positive(values, random_bits(values, generator(drawing[1])))
     decoded = decode_positive(codes, scales)
     ratios = (values / scales).nan_to_num(0)
     error = ((decoded - values).abs() / scales).nan_to_num(0)
@@ -120,7 +121,8 @@ def test_positive_codes_are_near_and_0_is_only_0(drawing: tuple[list[float], int
 
 @pytest.mark.parametrize("value", [1.001, -1.001, 3e-5, -1234.5678, 1e-40])
 def test_the_mean_of_many_roundings_is_the_value(value: float) -> None:
-    rounded = round_to_bfloat16(torch.full((400_000,), value), generator()).double()
+    values = torch.full((400_000,), value)
+    rounded = round_to_bfloat16(values, random_bits(values, generator())).double()
     neighbours = rounded.unique().tolist()
     assert len(neighbours) == 2
     assert neighbours[0] < value < neighbours[1]
@@ -128,13 +130,25 @@ def test_the_mean_of_many_roundings_is_the_value(value: float) -> None:
     assert abs(rounded.mean().item() - torch.tensor(value).double().item()) < 0.004 * step  # 5 standard errors
 
 
+def test_bits_of_weights_and_states_are_uniform_and_independent() -> None:
+    bits = random_bits(torch.zeros(2_000_000), generator())
+    weight, state = (bits & 0xFFFF).double() / 2**16, (bits >> 16).double() / 2**15
+    for part in (weight, state):
+        assert 0 <= float(part.min()) < 1e-5
+        assert 1 - 1e-4 < float(part.max()) < 1
+        assert float(part.mean()) == pytest.approx(0.5, abs=1e-3)
+        assert float(part.var()) == pytest.approx(1 / 12, abs=1e-3)
+    assert abs(float(torch.corrcoef(torch.stack((weight, state)))[0, 1])) < 3e-3
+
+
 def test_what_bfloat16_holds_is_not_moved() -> None:
     values = torch.tensor([0.0, -0.0, 1.0, -2.5, 3.0e38, 1e-38, math.inf, -math.inf]).bfloat16()
     for seed in range(20):
-        assert torch.equal(round_to_bfloat16(values.float(), generator(seed)), values)
-    assert round_to_bfloat16(torch.full((1000,), math.nan), generator()).isnan().all()
+        assert torch.equal(round_to_bfloat16(values.float(), random_bits(values, generator(seed))), values)
+    broken = torch.full((1000,), math.nan)
+    assert round_to_bfloat16(broken, random_bits(broken, generator())).isnan().all()
     tail = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)  # a nan whose upper half is infinity's
-    assert round_to_bfloat16(tail, generator()).isnan().all()
+    assert round_to_bfloat16(tail, random_bits(tail, generator())).isnan().all()
 
 
 def test_small_updates_are_not_lost() -> None:
