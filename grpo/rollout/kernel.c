@@ -1,10 +1,10 @@
 /* Sampling on an x86 CPU: a token for every row, and the rows through all layers, on one core.
  *
  * `grpo/rollout/kernel.py` has this file compiled and calls it twice a step, without Python's lock. It computes what
- * `Batch._sample` and `Decoder.forward` compute with torch's operations; those say what it means. Matrices and cache are
- * float32 or bfloat16, `narrow` below; then what enters a product or leaves it is rounded where torch's autocast rounds
- * it; sums, residuals and all of attention are float32. Weights are read where the policy has them, [out, in], and nothing is packed
- * or copied. What a row gets does not depend on the other rows, to the last bit.
+ * `Batch._sample` and `Decoder.forward` compute with torch's operations; those say what it means. Matrices and cache
+ * are float32 or bfloat16, `narrow` below: then what enters a product or leaves it is rounded where torch's autocast
+ * rounds it, and sums, residuals and all of attention are float32. Weights are read where the policy has them,
+ * [out, in], and nothing is packed or copied. What a row gets does not depend on the other rows, to the last bit.
  *
  * R rows, H hidden size, I intermediate size, K key-value heads, g query heads per key-value head, D head size, C cache
  * columns, V vocabulary. H, I and D are multiples of STEP.
@@ -85,7 +85,9 @@ INLINE const void *from(int narrow, const void *data, i64 number) {
     return (const char *)data + number * (narrow ? sizeof(half) : sizeof(float));
 }
 
-INLINE float number(int narrow, const void *data) { return narrow ? one_widened(*(const half *)data) : *(const float *)data; }
+INLINE float number(int narrow, const void *data) {
+    return narrow ? one_widened(*(const half *)data) : *(const float *)data;
+}
 
 /* What is multiplied at once, `STEP` numbers: with instructions for it, lanes are pairs of bfloat16. */
 #ifdef __AVX512BF16__

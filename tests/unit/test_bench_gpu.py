@@ -132,7 +132,7 @@ def test_engine_and_generate_sample_the_same_number_of_tokens() -> None:
         assert (rollouts[0].mismatch is not None) is has_mismatch
         if rollouts[0].mismatch:
             mean, most = rollouts[0].mismatch
-            assert 0 < mean <= most < 0.05
+            assert 0 <= mean <= most < 0.05  # 0 where nothing rounds otherwise
 
 
 def test_a_model_is_of_its_dtype_and_the_default_is_as_before() -> None:

@@ -57,9 +57,11 @@ def test_agreement_passes() -> None:
 
 
 def test_agreement_in_bfloat16_passes_its_own_tolerance_only() -> None:
-    mismatch = mismatch_with(policy(tiny_model(), compute_dtype=torch.bfloat16), dtype=torch.bfloat16)
-    check(mismatch, compute_dtype=torch.bfloat16, when="at the start")
-    assert_stops(mismatch)
+    narrow = policy(tiny_model(), compute_dtype=torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        mismatch = mismatch_with(narrow, dtype=dtype)
+        check(mismatch, compute_dtype=torch.bfloat16, when="at the start")
+    assert_stops(mismatch)  # of bfloat16 and float32: two in bfloat16 may agree to the bit
 
 
 def test_stale_weights_stop_the_run() -> None:
