@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grpo.native import lanes_for, vector_lanes
 from grpo.products import attention, fast_products
-from grpo.rollout.kernel import CacheAttention, Kernel, Sampler
+from grpo.rollout.kernel import CacheAttention, Kernel, Sampler, head_size
 from grpo.rollout.weights import Linear, load_layer
 
 SUPPORTED_MODEL_TYPES = ("qwen2", "qwen3", "llama")
@@ -166,8 +166,7 @@ class Decoder:
     @property
     def head_size(self) -> int:
         """D."""
-        config = self.config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return head_size(self.config, self._layers)
 
     @property
     def weight_bytes(self) -> int:
@@ -204,7 +203,7 @@ class Decoder:
         self, tokens: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, start: int, first: int
     ) -> Tensor:
         rows, length = tokens.shape
-        mask = _attention_mask(cache, length, start, first)
+        mask = None if length == 1 else _attention_mask(cache, length, start, first)
         past = slice(first, start)
         hidden = F.embedding(tokens.flatten(), self._embedding)
         for number, layer in enumerate(self._layers):
@@ -289,15 +288,13 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attention_mask(cache: KeyValueCache, length: int, start: int, first: int) -> Tensor | None:
-    """[R, 1, T or 1, S] bool, or None where plain causal attention is right.
+    """[R, 1, T, S] bool, or None where plain causal attention is right.
 
     A padded query sees itself, so that no row of the softmax is empty; no real token ever sees it.
     """
     if cache.valid is None:
         return None
     valid = cache.valid[:, None, None, first : start + length]
-    if length == 1:
-        return valid
     queries = torch.arange(start, start + length, device=valid.device)
     columns = torch.arange(first, start + length, device=valid.device)
     causal = columns <= queries.unsqueeze(1)

@@ -27,7 +27,7 @@
 #define JUST_BELOW_ONE (1 - 0x1p-23)
 
 typedef struct {
-    const void *weight; /* [out, in], bfloat16 if the model is `narrow`, else float32 */
+    const void *weight; /* [out, in], bfloat16 where logits and cache are, else float32 */
     const void *bias;   /* [out], the same, or NULL */
 } Linear;
 
@@ -39,7 +39,6 @@ typedef struct {
 
 typedef struct {
     i64 layers, hidden, intermediate, kv_heads, group, head_size, vocabulary;
-    i64 narrow;
     float eps;
     const Layer *layer;
     const float *embedding;  /* [V, H] */
@@ -322,7 +321,7 @@ static void narrow_all(const float *x, half *out, i64 size) {
 static void attention(const Model *model, i64 number, const Rows *rows, const i64 *active, i64 num_active, float *qkv,
                       const float *cos, const float *sin, i64 column, float *scores, void *out) {
     const Layer *layer = model->layer + number;
-    int narrow = model->narrow;
+    int narrow = rows->narrow;
     i64 size = model->head_size, kv = model->kv_heads, group = model->group, heads = group * kv;
     for (i64 a = 0; a < num_active; a++) {
         i64 begin = rows->starts[active[a]], position = column - begin;
@@ -399,7 +398,7 @@ i64 grpo_scratch(const Model *model, i64 rows, i64 columns) {
 void grpo_decode(const Model *model, const Rows *rows, const float *cos, const float *sin, i64 column, void *scratch) {
     i64 hidden = model->hidden, intermediate = model->intermediate, vocabulary = model->vocabulary;
     i64 size = model->head_size, heads = model->group * model->kv_heads, width = (heads + 2 * model->kv_heads) * size;
-    int narrow = model->narrow;
+    int narrow = rows->narrow;
     i64 m = 0;
     i64 *active = scratch;
     for (i64 r = 0; r < rows->rows; r++)

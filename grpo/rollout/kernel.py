@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _SOURCE = Path(__file__).with_name("kernel.c")
 
 
+@cache
 def _library(lanes: int) -> ctypes.CDLL:
     library = _loaded(lanes)
     library.grpo_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
@@ -81,7 +83,6 @@ _Layer = _structure(
 _Model = _structure(
     "Model",
     **dict.fromkeys(("layers", "hidden", "intermediate", "kv_heads", "group", "head_size", "vocabulary"), _COUNT),
-    narrow=_COUNT,
     eps=_FLOAT,
     **dict.fromkeys(("layer", "embedding", "head", "final_norm"), _ADDRESS),
 )
@@ -151,9 +152,8 @@ class Kernel(Sampler):
             intermediate=config.intermediate_size,
             kv_heads=config.num_key_value_heads,
             group=config.num_attention_heads // config.num_key_value_heads,
-            head_size=_head_size(config, layers),
+            head_size=head_size(config, layers),
             vocabulary=len(head),
-            narrow=head.dtype == torch.bfloat16,
             eps=config.rms_norm_eps,
             layer=ctypes.addressof(self._layers),
             embedding=_address(embedding),
@@ -169,8 +169,8 @@ class Kernel(Sampler):
         which multiply tiles of bfloat16, have those left to torch.
         """
         weight = layers[0].qkv.weight
-        is_known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not _has("amx_bf16"))
-        is_known = is_known and residual_dtype == torch.float32
+        dtypes = (torch.float32,) if _has("amx_bf16") else (torch.float32, torch.bfloat16)
+        is_known = weight.dtype in dtypes and residual_dtype == torch.float32
         return weight.device.type == "cpu" and is_known and _lanes(config, layers) is not None
 
     def bind(self, rows: Rows, rules: StopRules, sampling: Sampling, banned_ids: Sequence[int]) -> BoundKernel:
@@ -307,9 +307,10 @@ def _layer(layer: Layer) -> ctypes.Structure:
 
 
 def _lanes(config: Any, layers: Sequence[Layer]) -> int | None:
-    sizes = (config.hidden_size, config.intermediate_size, _head_size(config, layers))
+    sizes = (config.hidden_size, config.intermediate_size, head_size(config, layers))
     return lanes_for(sizes, narrow=layers[0].qkv.weight.dtype == torch.bfloat16)
 
 
-def _head_size(config: Any, layers: Sequence[Layer]) -> int:
+def head_size(config: Any, layers: Sequence[Layer]) -> int:
+    """D, by the matrix that makes queries, keys and values."""
     return len(layers[0].qkv.weight) // (config.num_attention_heads + 2 * config.num_key_value_heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -133,6 +134,22 @@ def test_engine_and_generate_sample_the_same_number_of_tokens() -> None:
         if rollouts[0].mismatch:
             mean, most = rollouts[0].mismatch
             assert 0 <= mean <= most < 0.05  # 0 where nothing rounds otherwise
+
+
+def test_the_mismatch_is_that_of_engine_and_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_policy = gpu_rollout.build_policy
+
+    def build_other(cfg: Any, model: Any, ends: Any) -> Any:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.lm_head.weight[::2] *= 2
+        return build_policy(cfg, other, ends)
+
+    monkeypatch.setattr(gpu_rollout, "build_policy", build_other)
+    (rollout,) = gpu_rollout.measure(RolloutJob("ours", "cpu", asdict(TINY), [16], 4, 12, 6, 2))
+    assert rollout.mismatch is not None
+    mean, most = rollout.mismatch
+    assert 0.01 < mean < most
 
 
 def test_a_model_is_of_its_dtype_and_the_default_is_as_before() -> None:

@@ -147,7 +147,7 @@ def test_logits_and_cache_are_those_of_the_decoder(name: str, num_rows: int, col
     decoder.kernel.bind(rows, rules, sampling, ()).decode((cos, sin), column)
     torch.testing.assert_close(rows.logits, logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
     for ours, theirs in zip((*cache.keys, *cache.values), (*expected.keys, *expected.values), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)  # of keys up to 10
 
 
 @every_model
@@ -452,9 +452,11 @@ def test_a_step_is_two_calls() -> None:
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty one, and a kernel that this process has not loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.load_library.cache_clear()
+    for function in (native.load_library, kernel._library):
+        function.cache_clear()
     yield tmp_path / "cache" / "grpo"
-    native.load_library.cache_clear()
+    for function in (native.load_library, kernel._library):
+        function.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -501,7 +503,11 @@ def test_a_compiler_that_knows_less_than_the_processor_will_do(monkeypatch: pyte
     monkeypatch.setattr(kernel, "load_library", load)
     sampling, prompts = Sampling(max_tokens=12), [[5, 6, 7], [9]]
     expected = torch_engine(tiny_model(), TOKENIZER, (0,)).generate(prompts, keys_of(2, 2), sampling)
-    found = kernel_engine(tiny_model(), TOKENIZER, (0,)).generate(prompts, keys_of(2, 2), sampling)
+    engine = kernel_engine(tiny_model(), TOKENIZER, (0,))
+    found = engine.generate(prompts, keys_of(2, 2), sampling)
+    tried = len(refused)
+    engine.sync(tiny_model(), 1)
+    assert len(refused) == tried  # a step does not ask the compiler again
     assert [one.token_ids for one in chain(*found)] == [one.token_ids for one in chain(*expected)]
     assert ("-fopenmp",) in refused
 
