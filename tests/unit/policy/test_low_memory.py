@@ -141,6 +141,18 @@ def test_bits_of_weights_and_states_are_uniform_and_independent() -> None:
     assert abs(float(torch.corrcoef(torch.stack((weight, state)))[0, 1])) < 3e-3
 
 
+def test_weights_and_states_are_rounded_by_other_bits() -> None:
+    values = torch.rand(500, 128, generator=generator()) + 0.01
+    bits = random_bits(values, generator(1))
+    others = random_bits(values, generator(2))
+    low, high = (bits >> 16 << 16) + (others & 0xFFFF), (others >> 16 << 16) + (bits & 0xFFFF)  # where they are others
+    codes, weights = encode_positive(values, bits)[0], round_to_bfloat16(values, bits)
+    assert torch.equal(encode_positive(values, low)[0], codes)
+    assert torch.equal(round_to_bfloat16(values, high), weights)
+    assert 0.1 < float((encode_positive(values, high)[0] != codes).float().mean()) < 0.9
+    assert 0.1 < float((round_to_bfloat16(values, low) != weights).float().mean()) < 0.9
+
+
 def test_what_bfloat16_holds_is_not_moved() -> None:
     values = torch.tensor([0.0, -0.0, 1.0, -2.5, 3.0e38, 1e-38, math.inf, -math.inf]).bfloat16()
     for seed in range(20):
